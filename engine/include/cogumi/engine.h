@@ -1,0 +1,102 @@
+// The engine: a model, its tokenizer and a continuous-batching step loop behind one small interface.
+// Thread-safe. One owner thread runs the steps; callers only enqueue and receive.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "cogumi/options.h"
+#include "cogumi/types.h"
+
+namespace cogumi {
+
+// Where an answer goes. Called on the step thread, one call at a time, never after OnFinished:
+// implementations hand over and return at once.
+class ResponseSink {
+ public:
+  virtual ~ResponseSink() = default;
+  virtual void OnChunk(Chunk chunk) = 0;
+  // Exactly once. On success `completion` is complete; on an error it holds what was reached.
+  // Errors: CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (shutdown), INTERNAL (NaN logits).
+  virtual void OnFinished(absl::Status status, Completion completion) = 0;
+};
+
+struct GenerationRequest {
+  std::string request_id;
+  std::string tenant;
+  int32_t priority = 0;            // -100..100, higher first
+  double deadline = 0;             // Clock::Now() seconds; 0: none
+  std::vector<TokenId> tokens;     // the prompt, 1..context-1 tokens
+  std::string template_digest;     // goes into the receipt
+  SamplingParams sampling;
+  bool score = false;  // only log-probabilities of the prompt; nothing is generated
+};
+
+using RequestHandle = uint64_t;
+
+// A consistent snapshot of the gauges and counters; counters only grow.
+struct EngineStats {
+  int32_t running = 0;
+  int32_t queued = 0;
+  int32_t kv_pages = 0;
+  int32_t kv_pages_used = 0;
+  int64_t kv_bytes = 0;
+  uint64_t steps = 0;
+  uint64_t step_rows = 0;
+  uint64_t prompt_tokens = 0;
+  uint64_t generated_tokens = 0;
+  uint64_t finished_stop = 0;
+  uint64_t finished_length = 0;
+  uint64_t cancelled = 0;
+  uint64_t deadline_exceeded = 0;
+  uint64_t rejected = 0;
+  uint64_t failed = 0;
+  uint64_t preemptions = 0;
+  double step_seconds = 0;  // total time in steps
+};
+
+struct TokenizedPrompt {
+  std::vector<TokenId> tokens;
+  int32_t dropped_bytes = 0;     // bytes the vocabulary cannot encode
+  std::string template_digest;   // of chat prompts
+};
+
+class Engine {
+ public:
+  // Errors: NOT_FOUND (no file), INVALID_ARGUMENT (malformed file or option, naming it),
+  // UNIMPLEMENTED (architecture, tensor type or tokenizer by name), RESOURCE_EXHAUSTED.
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(const EngineOptions& options);
+  virtual ~Engine() = default;
+
+  // Text as it is, or messages rendered with the chat template (a default system message is put
+  // first when the template has one and the messages have none). Token prompts are range-checked.
+  virtual absl::StatusOr<TokenizedPrompt> Tokenize(const Prompt& prompt) const = 0;
+  // The bytes of tokens as they are. INVALID_ARGUMENT for an id outside the vocabulary.
+  virtual absl::StatusOr<std::string> Detokenize(const std::vector<TokenId>& tokens,
+                                                 bool special) const = 0;
+
+  // Checks the request and queues it. Errors: INVALID_ARGUMENT naming the field, OUT_OF_RANGE
+  // (context overflow, naming both numbers), RESOURCE_EXHAUSTED (queue full), UNAVAILABLE
+  // (draining). On an error the sink is never called.
+  virtual absl::StatusOr<RequestHandle> Submit(GenerationRequest request,
+                                               std::shared_ptr<ResponseSink> sink) = 0;
+  // Ends a request with CANCELLED before the step after next; unknown handles are ignored.
+  virtual void Cancel(RequestHandle handle) = 0;
+
+  virtual EngineStats Stats() const = 0;
+  virtual const ModelDescription& Model() const = 0;
+  // kernel_digest and kernel_configuration filled, for ModelInfo.
+  virtual const Receipt& Configuration() const = 0;
+  // False once a step has taken longer than the watchdog allows, until it ends.
+  virtual bool Healthy() const = 0;
+
+  // Refuses new requests from now on; running and queued ones finish.
+  virtual void Drain() = 0;
+};
+
+}  // namespace cogumi

@@ -1,0 +1,131 @@
+// Plain types of the engine's public interface. No gRPC, no protobuf.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+namespace cogumi {
+
+using TokenId = int32_t;
+
+// Who said a message of a conversation.
+enum class MessageRole { kSystem, kUser, kAssistant };
+
+struct Message {
+  MessageRole role = MessageRole::kUser;
+  std::string content;  // UTF-8; special tokens written in it stay text
+};
+
+struct TextPrompt {
+  std::string text;
+  bool parse_special = false;  // true: `<|im_end|>` in the text becomes that token
+};
+using Prompt = std::variant<TextPrompt, std::vector<TokenId>, std::vector<Message>>;
+
+// How the next token is chosen. Order: logit bias, penalties (repetition, then presence and
+// frequency), temperature, top-k, top-p, min-p, draw. Ranges are those of common.proto; the engine
+// checks them and answers INVALID_ARGUMENT naming the field.
+struct SamplingParams {
+  float temperature = 1.0f;  // 0: greedy
+  int32_t top_k = 0;         // 0: off
+  float top_p = 1.0f;
+  float min_p = 0.0f;
+  float presence_penalty = 0.0f;    // counts generated tokens
+  float frequency_penalty = 0.0f;   // counts generated tokens
+  float repetition_penalty = 1.0f;  // counts prompt and generated tokens
+  std::optional<uint64_t> seed;     // drawn by the engine when absent
+  std::vector<std::pair<TokenId, float>> logit_bias;
+  std::optional<int32_t> max_tokens;  // absent: what is left of the context
+  std::vector<std::string> stop;
+  std::vector<TokenId> stop_token_ids;
+  bool ignore_eos = false;
+  bool logprobs = false;
+  int32_t top_logprobs = 0;
+};
+
+struct TopLogprob {
+  TokenId id = 0;
+  float logprob = 0;
+  std::string bytes;
+};
+
+// One generated (or scored) token. Log-probabilities, margin and entropy are of the raw logits:
+// before bias, penalties and temperature.
+struct TokenInfo {
+  TokenId id = 0;
+  float logprob = 0;
+  float margin = 0;   // difference of the two largest logits
+  float entropy = 0;  // nats
+  std::string bytes;
+  std::vector<TopLogprob> top;
+};
+
+struct Chunk {
+  std::string text;  // whole UTF-8 characters; may be empty while a character or stop is pending
+  std::vector<TokenInfo> tokens;
+};
+
+enum class FinishReason { kStop, kLength };
+
+struct Usage {
+  int32_t prompt_tokens = 0;
+  int32_t completion_tokens = 0;
+  int32_t cached_tokens = 0;
+};
+
+struct Timings {  // seconds
+  double queue = 0;
+  double prefill = 0;
+  double decode = 0;
+  double time_to_first_token = 0;
+};
+
+struct SpeculationStats {
+  int32_t drafts = 0;
+  int32_t drafted_tokens = 0;
+  int32_t accepted_tokens = 0;
+  std::vector<int32_t> accepted_per_position;
+};
+
+struct Receipt {
+  std::string model_digest;     // SHA-256 of the file, hex
+  std::string template_digest;  // of the chat template; empty for raw prompts
+  std::string kernel_digest;
+  std::string kernel_configuration;  // e.g. "avx512vnni/int16/kv-f16"
+  uint64_t seed = 0;
+};
+
+struct Completion {
+  FinishReason finish_reason = FinishReason::kStop;
+  std::string matched_stop;
+  Usage usage;
+  Timings timings;
+  SpeculationStats speculation;
+  int32_t layers_skipped = 0;
+  Receipt receipt;
+  std::vector<TokenId> prompt_tokens;
+  // Score only: info of prompt token i + 1 given tokens 0..i.
+  std::vector<TokenInfo> prompt_logprobs;
+};
+
+struct ModelDescription {
+  std::string id;  // general.name or the file's stem
+  std::string architecture;
+  std::string path;
+  std::string digest;  // SHA-256 of the file, hex
+  int64_t file_bytes = 0;
+  int64_t parameters = 0;
+  int32_t context_length = 0;
+  int32_t vocabulary_size = 0;
+  int32_t layers = 0;
+  int32_t embedding_length = 0;
+  std::string chat_template;  // "chatml", "llama3" or "" when unknown
+  std::string quantization;   // most frequent tensor type, e.g. "Q4_1"
+  int64_t created = 0;        // file modification time, Unix seconds
+};
+
+}  // namespace cogumi

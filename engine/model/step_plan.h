@@ -1,0 +1,34 @@
+// What one step computes: built by the scheduler, executed by the model. Plain data.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cogumi/types.h"
+#include "engine/memory/kv_cache.h"
+
+namespace cogumi {
+
+// Arithmetic may depend on a token's role and absolute position, never on the batch it is in.
+enum class TokenRole : uint8_t { kPrompt, kGenerated };
+
+// A sequence contributes rows [first_row, first_row + rows) at consecutive positions. Its pages
+// already have room for them. Any of its rows may ask for logits.
+struct StepSequence {
+  const std::vector<PageId>* pages = nullptr;  // borrowed until the step ends
+  int32_t first_row = 0;
+  int32_t rows = 0;
+  int32_t first_position = 0;
+  int32_t adapter = -1;  // -1: none; adapters are applied by row ranges, one per sequence
+};
+
+struct StepPlan {
+  std::vector<TokenId> tokens;         // [rows]
+  std::vector<TokenRole> roles;        // [rows]
+  std::vector<StepSequence> sequences;  // in row order, covering all rows
+  std::vector<int32_t> logit_rows;     // ascending row indices whose logits are wanted
+
+  int32_t Rows() const { return static_cast<int32_t>(tokens.size()); }
+};
+
+}  // namespace cogumi
