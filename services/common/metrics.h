@@ -1,0 +1,65 @@
+// Prometheus instruments that every service has, and their exposure over HTTP.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+#include "prometheus/counter.h"
+#include "prometheus/family.h"
+#include "prometheus/gauge.h"
+#include "prometheus/histogram.h"
+#include "prometheus/registry.h"
+
+namespace cogumi::services {
+
+// cogumi_rpc_calls_total{service,method,code} and cogumi_rpc_duration_seconds{service,method,code}.
+class RpcMetrics {
+ public:
+  RpcMetrics(prometheus::Registry& registry, std::string service);
+  // `code` is the name of the status code.
+  void Observe(std::string_view method, std::string_view code, double seconds);
+
+ private:
+  std::string service_;
+  prometheus::Family<prometheus::Counter>& calls_;
+  prometheus::Family<prometheus::Histogram>& durations_;
+};
+
+// A label value out of a bounded set: the first `cap` values as they are, then "other".
+class BoundedLabel {
+ public:
+  explicit BoundedLabel(size_t cap);
+  ~BoundedLabel();
+  std::string operator()(std::string_view value);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// cogumi_build_info{version} = 1, and at collection process_resident_memory_bytes,
+// process_cpu_seconds_total, process_open_fds, process_threads, process_start_time_seconds.
+std::shared_ptr<prometheus::Collectable> ProcessCollector();
+
+// Registry and ProcessCollector in Prometheus' text format, for a service with its own HTTP door.
+std::string RenderMetrics(const prometheus::Collectable& registry);
+
+// GET /metrics on an internal port.
+class MetricsServer {
+ public:
+  // `address` is host:port; port 0 takes a free one. UNAVAILABLE when the port is taken.
+  static absl::StatusOr<std::unique_ptr<MetricsServer>> Create(
+      const std::string& address, std::shared_ptr<prometheus::Collectable> registry);
+  ~MetricsServer();
+  const std::string& address() const { return address_; }
+
+ private:
+  MetricsServer();
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+  std::string address_;
+};
+
+}  // namespace cogumi::services
