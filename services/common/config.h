@@ -97,7 +97,7 @@ absl::StatusOr<ConfigOutcome> LoadConfig(const ConfigRequest& request);
 // The help text of --help.
 std::string ConfigHelp(const ConfigRequest& request);
 
-// The version and the commit's line of --version.
+// Of this build, for example "0.1.0".
 std::string_view Version();
 
 }  // namespace cogumi::services

@@ -30,7 +30,7 @@ class RpcCall {
   const absl::Status& admission() const { return admission_; }
   RequestContext& request() { return request_; }
   const RequestContext& request() const { return request_; }
-  ServiceRuntime& runtime() { return runtime_; }
+  ServiceRuntime& runtime() const { return runtime_; }
   double started() const { return started_; }
   // Fill tokens and times before End.
   RequestLogEntry& log() { return log_; }

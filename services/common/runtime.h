@@ -1,7 +1,6 @@
 // What the handlers of one service share: instruments, the count of running calls, the name.
 #pragma once
 
-#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -33,7 +34,7 @@ struct ServerOptions {
   std::string ready_file;  // the ready line is written here too, by rename
   // Process id of a supervisor: this process ends when that one does. 0: none.
   int32_t parent_pid = 0;
-  int32_t max_streams = 100;  // per connection
+  int32_t max_streams = 100;  // per connection; calls beyond it wait at the caller
 };
 
 // Declares listen, metrics, allow_remote, drain_grace, log_requests, ready_file, parent_pid.
@@ -42,6 +43,11 @@ void DeclareServerOptions(OptionSet& set, ServerOptions* options);
 // INVALID_ARGUMENT when `address` is neither loopback nor a Unix socket nor empty.
 absl::Status CheckLocalAddress(const std::string& address);
 
+struct HostedService {
+  grpc::Service* service;
+  std::string full_name;  // for example cogumi::v1::DecoderService::service_full_name()
+};
+
 class ServiceHost {
  public:
   // `services` live as long as the host. `healthy` is asked several times a second and drives
@@ -49,7 +55,7 @@ class ServiceHost {
   // Errors: INVALID_ARGUMENT (address), UNAVAILABLE (cannot listen).
   static absl::StatusOr<std::unique_ptr<ServiceHost>> Create(
       ServiceRuntime& runtime, const ServerOptions& options,
-      const std::vector<grpc::Service*>& services, std::function<bool()> healthy = nullptr);
+      const std::vector<HostedService>& services, std::function<bool()> healthy = nullptr);
   // Drains without grace.
   ~ServiceHost();
 

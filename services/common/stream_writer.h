@@ -72,11 +72,9 @@ class StreamWriter : public grpc::ServerWriteReactor<Response>,
   virtual bool Merge(Response& /*waiting*/, Response& /*next*/) { return false; }
   // gRPC has let go of the stream; `status` is what was sent. Fill call().log() here.
   virtual void OnEnded(const absl::Status& /*status*/) {}
-  // A message was handed to the transport. Without locks held.
+  // A message was handed to the transport: there is room again. Producers that read from a source
+  // on demand push here. Without locks held.
   virtual void OnWritten() {}
-  // Room again after each write: producers that read from a source on demand push here. Without
-  // locks held.
-  virtual void OnDrained() {}
 
  private:
   struct Item {
@@ -85,8 +83,12 @@ class StreamWriter : public grpc::ServerWriteReactor<Response>,
   };
 
   void OnWriteDone(bool ok) final;
-  void OnCancel() final { Abandon(absl::CancelledError("the caller has gone")); }
+  void OnCancel() final { Abandon(Gone()); }
   void OnDone() final {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      done_ = true;  // the context ends with this call: the alarm must not touch it any more
+    }
     stuck_.reset();
     OnEnded(final_);
     call_.End(final_);
@@ -95,6 +97,14 @@ class StreamWriter : public grpc::ServerWriteReactor<Response>,
   // Starts what comes next when no operation is in flight. With the lock held.
   void PumpLocked();
   void Abandon(absl::Status why);
+  // gRPC tells of an expired deadline by a cancellation.
+  absl::Status Gone() const {
+    const RequestContext& request = call_.request();
+    if (request.deadline > 0 && call_.runtime().clock->Now() >= request.deadline) {
+      return absl::DeadlineExceededError("the deadline of the call has passed");
+    }
+    return absl::CancelledError("the caller has gone");
+  }
 
   grpc::CallbackServerContext* const context_;
   const StreamLimits limits_;
@@ -108,6 +118,7 @@ class StreamWriter : public grpc::ServerWriteReactor<Response>,
   bool writing_ = false;
   bool ended_ = false;     // nothing more may be pushed; final_ is set
   bool finished_ = false;  // Finish was called
+  bool done_ = false;      // gRPC has let go
   absl::Status final_;
   std::unique_ptr<grpc::Alarm> stuck_;
 };
@@ -187,17 +198,14 @@ template <typename Response>
 void StreamWriter<Response>::OnWriteDone(bool ok) {
   if (!ok) {
     // Nothing more reaches the caller; OnCancel comes too, or has come.
-    Abandon(absl::CancelledError("the caller has gone"));
+    Abandon(Gone());
   }
   {
     std::lock_guard<std::mutex> lock(mutex_);
     writing_ = false;
     PumpLocked();
   }
-  if (ok) {
-    OnWritten();
-    OnDrained();
-  }
+  if (ok) OnWritten();
 }
 
 template <typename Response>
@@ -221,7 +229,9 @@ void StreamWriter<Response>::Abandon(absl::Status why) {
                           std::chrono::duration<double>(limits_.stuck_seconds)),
                   [weak](bool expired) {
                     auto stream = weak.lock();
-                    if (expired && stream != nullptr) stream->context_->TryCancel();
+                    if (!expired || stream == nullptr) return;
+                    std::lock_guard<std::mutex> alarm_lock(stream->mutex_);
+                    if (!stream->done_) stream->context_->TryCancel();
                   });
     }
     PumpLocked();

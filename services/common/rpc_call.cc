@@ -1,0 +1,53 @@
+#include "services/common/rpc_call.h"
+
+#include <grpcpp/server_context.h>
+
+namespace cogumi::services {
+
+RpcCall::RpcCall(ServiceRuntime& runtime, grpc::CallbackServerContext* context,
+                 std::string_view method)
+    : runtime_(runtime),
+      request_(ReadRequestContext(*context, *runtime.clock)),
+      method_(method),
+      started_(runtime.clock->Now()),
+      entered_(runtime.calls.Enter()) {
+  // The caller learns the id that the logs carry.
+  context->AddInitialMetadata(kRequestIdKey, request_.request_id);
+  if (!entered_) {
+    admission_ = WithReason(absl::UnavailableError("the service is shutting down"), "DRAINING");
+  }
+}
+
+RpcCall::~RpcCall() { End(absl::CancelledError("the call was dropped")); }
+
+void RpcCall::End(const absl::Status& status) {
+  if (ended_) return;
+  ended_ = true;
+  const double seconds = runtime_.clock->Now() - started_;
+  const std::string_view code = CodeName(status.code());
+  runtime_.rpc.Observe(method_, code, seconds);
+  const std::string reason = status.ok() ? "" : ReasonOf(status);
+  log_.service = runtime_.name;
+  log_.method = method_;
+  log_.request_id = request_.request_id;
+  log_.tenant = request_.tenant;
+  log_.status = code;
+  log_.reason = reason;
+  log_.seconds = seconds;
+  LogRequest(log_);
+  log_.reason = {};
+  if (entered_) runtime_.calls.Leave();
+}
+
+grpc::ServerUnaryReactor* Unary(ServiceRuntime& runtime, grpc::CallbackServerContext* context,
+                                std::string_view method,
+                                const std::function<absl::Status(RpcCall&)>& handle) {
+  RpcCall call(runtime, context, method);
+  const absl::Status status = call.admission().ok() ? handle(call) : call.admission();
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(ToGrpc(status));
+  call.End(status);
+  return reactor;
+}
+
+}  // namespace cogumi::services
