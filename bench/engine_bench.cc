@@ -1,0 +1,143 @@
+// cogumi-engine-bench: speed of the forward pass alone (no scheduler, sampling or text), as one
+// object of JSON on standard output. bench/peers/compare runs it beside the peers.
+#include <algorithm>
+#include <iostream>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "bench/lib/machine.h"
+#include "bench/lib/model_speed.h"
+#include "engine/core/status_macros.h"
+#include "engine/core/thread_pool.h"
+#include "engine/io/gguf.h"
+#include "engine/kernels/registry.h"
+#include "engine/model/model.h"
+
+namespace cogumi::bench {
+namespace {
+
+constexpr size_t kBandwidthBytes = size_t{256} << 20;  // several times the last cache
+
+struct BenchOptions {
+  std::string model_path;
+  ModelOptions model;
+  int threads = 0;
+  int32_t chunk = 256;
+  int repeat = 1;
+  std::vector<std::string> tests;
+};
+
+absl::StatusOr<std::vector<SpeedTest>> SelectTests(const std::vector<std::string>& names) {
+  std::vector<SpeedTest> selected;
+  for (const std::string& name : names) {
+    const size_t before = selected.size();
+    for (const SpeedTest& test : KnownTests()) {
+      if (test.name == name) selected.push_back(test);
+    }
+    if (selected.size() == before) {
+      return absl::InvalidArgumentError(absl::StrCat("--tests: no test '", name, "'"));
+    }
+  }
+  return selected;
+}
+
+// Bytes of weights that one token reads: all tensors, but of an untied embedding only a row.
+int64_t BytesPerToken(const GgufFile& file) {
+  const bool untied = file.FindTensor("output.weight") != nullptr;
+  int64_t bytes = 0;
+  for (const GgufTensor& tensor : file.tensors()) {
+    if (!untied || tensor.name != "token_embd.weight") {
+      bytes += static_cast<int64_t>(tensor.data.size());
+    }
+  }
+  return bytes;
+}
+
+nlohmann::json MachineJson(ThreadPool& pool) {
+  constexpr int kPasses = 9;
+  const Bandwidth bandwidth = MeasureReadBandwidth(pool, kBandwidthBytes, kPasses);
+  return {{"cpu", CpuName()},
+          {"features", CpuFeatures()},
+          {"cores", ThreadPool::AvailableCores()},
+          {"read_bandwidth", bandwidth.median},
+          {"read_bandwidth_best", bandwidth.best},
+          {"barrier_seconds", MeasureBarrier(pool)}};
+}
+
+absl::StatusOr<nlohmann::json> RunBench(const BenchOptions& options) {
+  ASSIGN_OR_RETURN(const std::vector<SpeedTest> tests, SelectTests(options.tests));
+  ASSIGN_OR_RETURN(const std::unique_ptr<GgufFile> file, GgufFile::Open(options.model_path));
+  ThreadPool pool(options.threads > 0 ? options.threads : ThreadPool::AvailableCores());
+  nlohmann::json result = {{"model", options.model_path},
+                           {"file_bytes", file->bytes()},
+                           {"bytes_per_token", BytesPerToken(*file)},
+                           {"threads", pool.size()},
+                           {"chunk", options.chunk},
+                           {"machine", MachineJson(pool)},
+                           {"rows", nlohmann::json::array()}};
+  ModelOptions model_options = options.model;
+  for (const SpeedTest& test : tests) {
+    model_options.max_rows = std::max({model_options.max_rows, options.chunk, test.sequences});
+    model_options.max_logit_rows = std::max(model_options.max_logit_rows, test.sequences);
+  }
+  ASSIGN_OR_RETURN(const std::unique_ptr<Model> model, Model::Load(*file, model_options, &pool));
+  result["configuration"] = model->kernel_configuration();
+  ASSIGN_OR_RETURN(const std::unique_ptr<SpeedRunner> runner,
+                   SpeedRunner::Create(model.get(), options.chunk, tests));
+  SpeedTest warm_up = {.name = "warm-up", .depth = options.chunk, .steps = 8};
+  RETURN_IF_ERROR(runner->Measure(warm_up).status());
+  for (const SpeedTest& test : tests) {
+    std::vector<double> rates;
+    for (int i = 0; i < options.repeat; ++i) {
+      ASSIGN_OR_RETURN(const double seconds, runner->Measure(test));
+      rates.push_back(static_cast<double>(test.Tokens()) / seconds);
+    }
+    result["rows"].push_back({{"name", test.name},
+                              {"sequences", test.sequences},
+                              {"depth", test.depth},
+                              {"tokens", test.Tokens()},
+                              {"tokens_per_second", rates}});
+  }
+  return result;
+}
+
+int Main(int argc, char** argv) {
+  const std::map<std::string, ActivationFormat> activations = {{"int16", ActivationFormat::kInt16},
+                                                               {"int8", ActivationFormat::kInt8},
+                                                               {"f32", ActivationFormat::kF32}};
+  BenchOptions options;
+  options.tests = {"decode", "prefill"};
+  CLI::App app("Speed of the engine's forward pass, as JSON.", "cogumi-engine-bench");
+  app.add_option("model", options.model_path, "GGUF file")->required();
+  app.add_option("--tests", options.tests,
+                 "decode, prefill, five, batch8, batch32, depth4096 (comma-separated)")
+      ->delimiter(',');
+  app.add_option("--kernels", options.model.kernels,
+                 "reference, avx2, avx512vnni; none: the best of this machine");
+  app.add_option("--activations", options.model.activations, "int16, int8, f32")
+      ->transform(CLI::CheckedTransformer(activations));
+  app.add_option("--threads", options.threads, "0: one per core")->check(CLI::Range(0, 1024));
+  app.add_option("--chunk", options.chunk, "prompt tokens in a step")->check(CLI::Range(1, 8192));
+  app.add_option("--repeat", options.repeat, "measurements of each test")
+      ->check(CLI::Range(1, 1000));
+  CLI11_PARSE(app, argc, argv);
+  const absl::StatusOr<nlohmann::json> result = RunBench(options);
+  if (!result.ok()) {
+    std::cerr << "cogumi-engine-bench: " << result.status().message() << "\n";
+    return 1;
+  }
+  std::cout << result->dump(1) << std::endl;
+  return 0;
+}
+
+}  // namespace
+}  // namespace cogumi::bench
+
+int main(int argc, char** argv) { return cogumi::bench::Main(argc, argv); }

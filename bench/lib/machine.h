@@ -1,0 +1,24 @@
+// What a figure was measured on: the processor, and how fast it reads memory at that moment.
+#pragma once
+
+#include <string>
+
+#include "engine/core/thread_pool.h"
+
+namespace cogumi::bench {
+
+struct Bandwidth {
+  double median = 0;  // bytes a second, over repeated reads of more than the caches hold
+  double best = 0;
+};
+
+// Reads `bytes` of memory, divided over the pool's threads, `passes` times.
+Bandwidth MeasureReadBandwidth(ThreadPool& pool, size_t bytes, int passes);
+
+// Seconds of one barrier of the pool: tells whether the cores share a cache.
+double MeasureBarrier(ThreadPool& pool);
+
+// The processor's name as the system gives it; "unknown" when it gives none.
+std::string CpuName();
+
+}  // namespace cogumi::bench
