@@ -1,0 +1,88 @@
+// An engine out of a model file.
+#include "cogumi/engine.h"
+
+#include <sys/stat.h>
+
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/core/status_macros.h"
+#include "engine/io/gguf.h"
+#include "engine/runtime/engine_parts.h"
+
+namespace cogumi {
+namespace {
+
+// The type that most weights are stored in.
+std::string Quantization(const GgufFile& file) {
+  std::map<GgmlType, uint64_t> elements;
+  for (const GgufTensor& tensor : file.tensors()) elements[tensor.type] += tensor.Elements();
+  GgmlType most = GgmlType::kF32;
+  uint64_t count = 0;
+  for (const auto& [type, sum] : elements) {
+    if (sum > count) {
+      most = type;
+      count = sum;
+    }
+  }
+  return GgmlTypeName(most);
+}
+
+ModelDescription Describe(const GgufFile& file, const ModelConfig& config,
+                          const ChatTemplate& chat_template, const EngineOptions& options) {
+  ModelDescription description;
+  description.id = options.model_id.empty()
+                       ? std::filesystem::path(options.model_path).stem().string()
+                       : options.model_id;
+  description.architecture = "llama";  // ModelConfig refuses any other
+  description.path = options.model_path;
+  description.file_bytes = static_cast<int64_t>(file.bytes());
+  for (const GgufTensor& tensor : file.tensors()) {
+    description.parameters += static_cast<int64_t>(tensor.Elements());
+  }
+  description.vocabulary_size = config.vocabulary_size;
+  description.layers = config.layers;
+  description.embedding_length = config.embedding_length;
+  description.chat_template = chat_template.name();
+  description.quantization = Quantization(file);
+  struct stat info;
+  if (stat(options.model_path.c_str(), &info) == 0) {
+    description.created = static_cast<int64_t>(info.st_mtime);
+  }
+  return description;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& options) {
+  RETURN_IF_ERROR(ValidateEngineOptions(options));
+  EngineParts parts;
+  ASSIGN_OR_RETURN(std::shared_ptr<GgufFile> file, GgufFile::Open(options.model_path));
+  ASSIGN_OR_RETURN(parts.tokenizer, Tokenizer::Create(*file));
+  ASSIGN_OR_RETURN(parts.chat_template, ChatTemplate::Create(*file, options.chat_template));
+  const int threads = options.threads > 0 ? options.threads : ThreadPool::AvailableCores();
+  parts.pool = std::make_unique<ThreadPool>(threads);
+  ASSIGN_OR_RETURN(parts.model,
+                   cogumi::Model::Load(*file, ModelOptionsFor(options), parts.pool.get()));
+  const ModelConfig& config = parts.model->config();
+  if (parts.tokenizer->VocabularySize() != config.vocabulary_size) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(options.model_path, ": the tokenizer has ",
+                     parts.tokenizer->VocabularySize(), " tokens, the model ",
+                     config.vocabulary_size));
+  }
+  parts.description = Describe(*file, config, *parts.chat_template, options);
+  // The last owner of the file: it is unmapped once hashed.
+  parts.digest = [owned = std::move(file)]() mutable {
+    std::string digest = owned->Digest();
+    owned.reset();
+    return digest;
+  };
+  return CreateEngineFromParts(options, std::move(parts));
+}
+
+}  // namespace cogumi

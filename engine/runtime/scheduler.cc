@@ -1,0 +1,407 @@
+#include "engine/runtime/scheduler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <iterator>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/core/status_macros.h"
+#include "engine/decode/validate_sampling.h"
+
+namespace cogumi {
+namespace {
+
+void Insert(std::vector<std::unique_ptr<Sequence>>& sequences, std::unique_ptr<Sequence> sequence) {
+  const auto place =
+      std::upper_bound(sequences.begin(), sequences.end(), sequence, ComesBefore);
+  sequences.insert(place, std::move(sequence));
+}
+
+absl::Status CheckLength(const GenerationRequest& request, int32_t context) {
+  const size_t prompt = request.tokens.size();
+  if (prompt == 0) {
+    return absl::InvalidArgumentError("tokens: the prompt is empty");
+  }
+  const size_t limit = static_cast<size_t>(context);
+  if (request.score) {
+    if (prompt <= limit) return absl::OkStatus();
+    return absl::OutOfRangeError(
+        absl::StrCat("text of ", prompt, " tokens exceeds the context of ", context));
+  }
+  if (request.sampling.max_tokens.has_value()) {
+    const size_t wanted = static_cast<size_t>(*request.sampling.max_tokens);
+    if (prompt + wanted <= limit) return absl::OkStatus();
+    return absl::OutOfRangeError(absl::StrCat("prompt of ", prompt, " tokens and max_tokens ",
+                                              wanted, " exceed the context of ", context));
+  }
+  if (prompt < limit) return absl::OkStatus();
+  return absl::OutOfRangeError(absl::StrCat("prompt of ", prompt,
+                                            " tokens leaves no room for an answer in the context"
+                                            " of ",
+                                            context));
+}
+
+}  // namespace
+
+Scheduler::Scheduler(SchedulerOptions options, KvCache* cache, const Tokenizer* tokenizer)
+    : options_(std::move(options)), cache_(cache), tokenizer_(tokenizer) {
+  stats_.kv_pages = cache_->capacity_pages();
+  stats_.kv_bytes = static_cast<int64_t>(cache_->shape().PageBytes()) * stats_.kv_pages;
+}
+
+absl::StatusOr<std::unique_ptr<Sequence>> Scheduler::Prepare(
+    GenerationRequest request, std::shared_ptr<ResponseSink> sink) const {
+  if (request.priority < -100 || request.priority > 100) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("priority: ", request.priority, " is outside [-100, 100]"));
+  }
+  if (!(request.deadline >= 0 && std::isfinite(request.deadline))) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("deadline: ", request.deadline, " is not a time"));
+  }
+  if (request.score) {
+    request.sampling.logprobs = true;
+  }
+  RETURN_IF_ERROR(ValidateSampling(request.sampling, options_.vocabulary, options_.context_length));
+  RETURN_IF_ERROR(CheckLength(request, options_.context_length));
+  for (size_t i = 0; i < request.tokens.size(); ++i) {
+    const TokenId id = request.tokens[i];
+    if (id < 0 || id >= options_.vocabulary) {
+      return absl::InvalidArgumentError(absl::StrCat("tokens[", i, "]: ", id, " is outside [0, ",
+                                                     options_.vocabulary - 1, "]"));
+    }
+  }
+  std::sort(request.sampling.stop_token_ids.begin(), request.sampling.stop_token_ids.end());
+  const int32_t left = options_.context_length - static_cast<int32_t>(request.tokens.size());
+  const int32_t max_tokens = request.sampling.max_tokens.value_or(left);
+  const uint64_t seed =
+      request.sampling.seed.has_value() ? *request.sampling.seed : options_.seed();
+  return std::make_unique<Sequence>(std::move(request), std::move(sink), seed,
+                                    options_.vocabulary, max_tokens);
+}
+
+absl::StatusOr<RequestHandle> Scheduler::Submit(std::unique_ptr<Sequence> sequence, double now) {
+  // Counted together, so that the answer does not depend on when the next step admits.
+  const size_t places =
+      static_cast<size_t>(options_.max_running) + static_cast<size_t>(options_.max_queued);
+  if (by_handle_.size() >= places) {
+    ++stats_.rejected;
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the queue is full: ", options_.max_running, " requests may run and ",
+                     options_.max_queued, " wait"));
+  }
+  sequence->handle = next_handle_++;
+  sequence->submitted = now;
+  const RequestHandle handle = sequence->handle;
+  by_handle_.emplace(handle, sequence.get());
+  Insert(waiting_, std::move(sequence));
+  return handle;
+}
+
+void Scheduler::Cancel(RequestHandle handle) {
+  const auto found = by_handle_.find(handle);
+  if (found != by_handle_.end()) found->second->cancelled = true;
+}
+
+const StepPlan* Scheduler::Plan(double now) {
+  plan_.tokens.clear();
+  plan_.roles.clear();
+  plan_.sequences.clear();
+  plan_.logit_rows.clear();
+  planned_.clear();
+  planned_at_ = now;
+  EndLate(waiting_, now);
+  EndLate(running_, now);
+  PlanDecode();
+  Admit(now);
+  PlanPrefill();
+  return planned_.empty() ? nullptr : &plan_;
+}
+
+void Scheduler::EndLate(Sequences& sequences, double now) {
+  bool ended = false;
+  for (const auto& sequence : sequences) {
+    const double deadline = sequence->request.deadline;
+    if (sequence->cancelled) {
+      End(*sequence, absl::CancelledError("the caller cancelled the request"), now);
+    } else if (deadline > 0 && now >= deadline) {
+      End(*sequence, absl::DeadlineExceededError("the request's deadline has passed"), now);
+    } else {
+      continue;
+    }
+    ended = true;
+  }
+  if (ended) DropEnded(sequences);
+}
+
+void Scheduler::PlanDecode() {
+  // Preemption takes from the end, so what is planned already stays.
+  for (size_t i = 0; i < running_.size(); ++i) {
+    if (running_[i]->request.score || running_[i]->Remaining() != 1) continue;
+    if (ExtendByPreempting(i)) AddRows(*running_[i], 1, 1);
+  }
+}
+
+bool Scheduler::ExtendByPreempting(size_t index) {
+  Sequence& sequence = *running_[index];
+  while (!cache_->Extend(sequence.kv, sequence.kv.length + 1).ok()) {
+    const bool itself = index + 1 == running_.size();
+    PreemptLast();
+    if (itself) return false;
+  }
+  return true;
+}
+
+void Scheduler::PreemptLast() {
+  std::unique_ptr<Sequence> sequence = std::move(running_.back());
+  running_.pop_back();
+  cache_->Release(sequence->kv);
+  ++stats_.preemptions;
+  Insert(waiting_, std::move(sequence));
+}
+
+void Scheduler::Admit(double now) {
+  if (waiting_.empty()) return;
+  // Pages that running sequences will still take for tokens they already have.
+  int promised = 0;
+  for (const auto& sequence : running_) {
+    promised += std::max(0, KvCache::PagesFor(sequence->Length()) -
+                                static_cast<int>(sequence->kv.pages.size()));
+  }
+  size_t admitted = 0;
+  while (admitted < waiting_.size() &&
+         running_.size() < static_cast<size_t>(options_.max_running)) {
+    std::unique_ptr<Sequence>& next = waiting_[admitted];
+    const int pages = KvCache::PagesFor(next->Length());
+    // One more, so that it does not run out at its first tokens.
+    if (!running_.empty() && cache_->free_pages() - promised < pages + 1) break;
+    ++admitted;
+    if (!next->admitted.has_value()) next->admitted = now;
+    if (next->ScoreDone()) {  // a text of one token
+      End(*next, absl::OkStatus(), now);
+      continue;
+    }
+    promised += pages;
+    Insert(running_, std::move(next));
+  }
+  waiting_.erase(waiting_.begin(), waiting_.begin() + static_cast<std::ptrdiff_t>(admitted));
+}
+
+void Scheduler::PlanPrefill() {
+  int32_t budget = options_.prefill_chunk;
+  int32_t score_budget = options_.score_logit_rows;
+  for (const auto& sequence : running_) {
+    if (budget == 0) break;
+    const int32_t remaining = sequence->Remaining();
+    const int32_t start = sequence->kv.length;
+    // A row that was planned above is in kv.length already.
+    if (remaining == 0) continue;
+    const int64_t room =
+        (static_cast<int64_t>(sequence->kv.pages.size()) + cache_->free_pages()) * kKvPageTokens -
+        start;
+    int32_t rows = static_cast<int32_t>(std::min<int64_t>({remaining, budget, room}));
+    int32_t logits = rows == remaining ? 1 : 0;
+    if (sequence->request.score) {
+      // Rows that were described before a preemption are not described again.
+      const int32_t done = static_cast<int32_t>(sequence->completion.prompt_logprobs.size());
+      const int32_t silent = std::max(0, done - start);
+      rows = std::min(rows, silent + score_budget);
+      logits = std::max(0, rows - silent);
+      score_budget -= logits;
+    }
+    if (rows == 0) continue;
+    // Fails only beyond `room`.
+    if (!cache_->Extend(sequence->kv, start + rows).ok()) continue;
+    AddRows(*sequence, rows, logits);
+    budget -= rows;
+  }
+}
+
+void Scheduler::AddRows(Sequence& sequence, int32_t rows, int32_t logits) {
+  const int32_t first_row = plan_.Rows();
+  const int32_t first_position = sequence.kv.length - rows;
+  for (int32_t position = first_position; position < sequence.kv.length; ++position) {
+    plan_.tokens.push_back(sequence.tokens[static_cast<size_t>(position)]);
+    plan_.roles.push_back(position < sequence.prompt_length ? TokenRole::kPrompt
+                                                            : TokenRole::kGenerated);
+  }
+  plan_.sequences.push_back({&sequence.kv.pages, first_row, rows, first_position});
+  sequence.first_logit = static_cast<int32_t>(plan_.logit_rows.size());
+  sequence.logits = logits;
+  sequence.sampled.reset();
+  sequence.sample_status = absl::OkStatus();
+  for (int32_t i = rows - logits; i < rows; ++i) plan_.logit_rows.push_back(first_row + i);
+  planned_.push_back(&sequence);
+}
+
+void Scheduler::Sample(const Model& model) {
+  for (Sequence* sequence : planned_) {
+    for (int32_t i = 0; i < sequence->logits; ++i) {
+      const int32_t row = sequence->first_logit + i;
+      const float* logits = model.Logits(row);
+      const LogitSummary& summary = model.Summary(row);
+      absl::StatusOr<TokenInfo> info;
+      if (sequence->request.score) {
+        std::vector<TokenInfo>& scored = sequence->completion.prompt_logprobs;
+        info = Sampler::Describe(sequence->tokens[scored.size() + 1], logits, summary,
+                                 options_.vocabulary, sequence->request.sampling.top_logprobs,
+                                 scratch_);
+        if (info.ok()) {
+          SetBytes(*info);
+          scored.push_back(*std::move(info));
+          continue;
+        }
+      } else {
+        info = sequence->sampler.Sample(logits, summary, sequence->Length(), scratch_);
+        if (info.ok()) {
+          SetBytes(*info);
+          sequence->sampled = *std::move(info);
+          continue;
+        }
+      }
+      sequence->sample_status = info.status();
+      break;
+    }
+  }
+}
+
+void Scheduler::SetBytes(TokenInfo& info) const {
+  info.bytes = tokenizer_->TokenBytes(info.id, /*special=*/true);
+  for (TopLogprob& top : info.top) top.bytes = tokenizer_->TokenBytes(top.id, /*special=*/true);
+}
+
+void Scheduler::Commit(const absl::Status& forward, double now) {
+  ++stats_.steps;
+  stats_.step_rows += static_cast<uint64_t>(plan_.Rows());
+  stats_.step_seconds += now - planned_at_;
+  for (Sequence* sequence : planned_) {
+    if (!forward.ok()) {
+      const std::string reason(forward.message().data(), forward.message().size());
+      End(*sequence, absl::InternalError(absl::StrCat("the forward pass failed: ", reason)), now);
+    } else if (!sequence->sample_status.ok()) {
+      End(*sequence, sequence->sample_status, now);
+    } else {
+      CommitSequence(*sequence, now);
+    }
+  }
+  planned_.clear();
+  DropEnded(running_);
+}
+
+void Scheduler::CommitSequence(Sequence& sequence, double now) {
+  const int32_t prompt = std::min(sequence.kv.length, sequence.prompt_length);
+  if (prompt > sequence.counted_prompt) {
+    stats_.prompt_tokens += static_cast<uint64_t>(prompt - sequence.counted_prompt);
+    sequence.counted_prompt = prompt;
+  }
+  if (sequence.sampled.has_value()) {
+    CommitToken(sequence, *std::move(sequence.sampled), now);
+  } else if (sequence.ScoreDone()) {
+    End(sequence, absl::OkStatus(), now);
+  }
+}
+
+void Scheduler::CommitToken(Sequence& sequence, TokenInfo info, double now) {
+  const TokenId id = info.id;
+  sequence.tokens.push_back(id);
+  sequence.sampler.Accept(id);
+  ++stats_.generated_tokens;
+  if (!sequence.first_token.has_value()) sequence.first_token = now;
+
+  Chunk chunk;
+  const bool end_token = Ends(sequence, id);
+  if (!end_token) chunk.text = sequence.text.Append(tokenizer_->TokenBytes(id, /*special=*/false));
+  chunk.tokens.push_back(std::move(info));
+  const bool full = sequence.Generated() >= sequence.max_tokens;
+  const bool ends = end_token || full || sequence.text.stopped();
+  if (ends) {
+    chunk.text += sequence.text.Flush();
+    const bool stop = end_token || sequence.text.stopped();
+    sequence.completion.finish_reason = stop ? FinishReason::kStop : FinishReason::kLength;
+    sequence.completion.matched_stop = sequence.text.matched_stop();
+  }
+  Delivery delivery;
+  delivery.sink = sequence.sink;
+  delivery.chunk = std::move(chunk);
+  deliveries_.push_back(std::move(delivery));
+  if (ends) End(sequence, absl::OkStatus(), now);
+}
+
+bool Scheduler::Ends(const Sequence& sequence, TokenId id) const {
+  const SamplingParams& sampling = sequence.request.sampling;
+  const std::vector<TokenId>& own = tokenizer_->end_tokens();
+  return (!sampling.ignore_eos && std::find(own.begin(), own.end(), id) != own.end()) ||
+         std::binary_search(sampling.stop_token_ids.begin(), sampling.stop_token_ids.end(), id);
+}
+
+void Scheduler::End(Sequence& sequence, absl::Status status, double now) {
+  cache_->Release(sequence.kv);
+  by_handle_.erase(sequence.handle);
+  sequence.handle = 0;  // marks it for DropEnded
+
+  Completion& completion = sequence.completion;
+  completion.usage.prompt_tokens = sequence.prompt_length;
+  completion.usage.completion_tokens = sequence.Generated();
+  completion.receipt.seed = sequence.sampler.seed();
+  completion.receipt.template_digest = std::move(sequence.request.template_digest);
+  Timings& timings = completion.timings;
+  timings.queue = sequence.admitted.value_or(now) - sequence.submitted;
+  if (sequence.admitted.has_value()) {
+    timings.prefill = sequence.first_token.value_or(now) - *sequence.admitted;
+  }
+  if (sequence.first_token.has_value()) {
+    timings.decode = now - *sequence.first_token;
+    timings.time_to_first_token = *sequence.first_token - sequence.submitted;
+  }
+  sequence.tokens.resize(static_cast<size_t>(sequence.prompt_length));
+  completion.prompt_tokens = std::move(sequence.tokens);
+
+  switch (status.code()) {
+    case absl::StatusCode::kOk:
+      ++(completion.finish_reason == FinishReason::kStop ? stats_.finished_stop
+                                                         : stats_.finished_length);
+      break;
+    case absl::StatusCode::kCancelled:
+      ++stats_.cancelled;
+      break;
+    case absl::StatusCode::kDeadlineExceeded:
+      ++stats_.deadline_exceeded;
+      break;
+    default:
+      ++stats_.failed;
+  }
+  Delivery delivery;
+  delivery.sink = std::move(sequence.sink);
+  delivery.end = std::move(status);
+  delivery.completion = std::move(completion);
+  deliveries_.push_back(std::move(delivery));
+}
+
+void Scheduler::DropEnded(Sequences& sequences) {
+  std::erase_if(sequences, [](const auto& sequence) { return sequence->handle == 0; });
+}
+
+void Scheduler::EndAll(const absl::Status& status, double now) {
+  for (Sequences* sequences : {&running_, &waiting_}) {
+    for (const auto& sequence : *sequences) End(*sequence, status, now);
+    sequences->clear();
+  }
+}
+
+void Scheduler::TakeDeliveries(std::vector<Delivery>& out) {
+  out.insert(out.end(), std::make_move_iterator(deliveries_.begin()),
+             std::make_move_iterator(deliveries_.end()));
+  deliveries_.clear();
+}
+
+EngineStats Scheduler::Stats() const {
+  EngineStats stats = stats_;
+  stats.running = static_cast<int32_t>(running_.size());
+  stats.queued = static_cast<int32_t>(waiting_.size());
+  stats.kv_pages_used = cache_->used_pages();
+  return stats;
+}
+
+}  // namespace cogumi

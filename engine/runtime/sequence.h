@@ -1,0 +1,71 @@
+// One request inside the scheduler, from the queue to its end.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "cogumi/engine.h"
+#include "engine/decode/sampler.h"
+#include "engine/decode/text_assembler.h"
+#include "engine/memory/kv_cache.h"
+
+namespace cogumi {
+
+struct Sequence {
+  Sequence(GenerationRequest from, std::shared_ptr<ResponseSink> to, uint64_t seed,
+           int32_t vocabulary, int32_t token_limit)
+      : request(std::move(from)),
+        sink(std::move(to)),
+        tokens(std::move(request.tokens)),
+        prompt_length(static_cast<int32_t>(tokens.size())),
+        max_tokens(token_limit),
+        sampler(request.sampling, seed, tokens, vocabulary),
+        text(request.sampling.stop) {}
+
+  int32_t Length() const { return static_cast<int32_t>(tokens.size()); }
+  int32_t Generated() const { return Length() - prompt_length; }
+  // Tokens whose keys and values are needed before anything more can be said. The last token of a
+  // scored text predicts nothing that was asked for.
+  int32_t Target() const { return request.score ? prompt_length - 1 : Length(); }
+  int32_t Remaining() const { return Target() - kv.length; }
+  bool ScoreDone() const {
+    return request.score && completion.prompt_logprobs.size() + 1 == tokens.size();
+  }
+
+  GenerationRequest request;  // its tokens have moved to `tokens`
+  std::shared_ptr<ResponseSink> sink;
+  RequestHandle handle = 0;  // grows with arrival
+
+  std::vector<TokenId> tokens;  // prompt, then answer
+  const int32_t prompt_length;
+  const int32_t max_tokens;
+  KvSequence kv;
+  Sampler sampler;
+  TextAssembler text;
+  Completion completion;
+  int32_t counted_prompt = 0;  // prompt tokens already in the statistics
+  bool cancelled = false;
+
+  double submitted = 0;
+  std::optional<double> admitted;  // first time
+  std::optional<double> first_token;
+
+  // Of the step that is planned.
+  int32_t first_logit = 0;  // index into StepPlan::logit_rows
+  int32_t logits = 0;
+  std::optional<TokenInfo> sampled;
+  absl::Status sample_status;
+};
+
+// Who comes first, in the queue and in a step: higher priority, then earlier arrival.
+inline bool ComesBefore(const std::unique_ptr<Sequence>& a, const std::unique_ptr<Sequence>& b) {
+  return a->request.priority != b->request.priority ? a->request.priority > b->request.priority
+                                                    : a->handle < b->handle;
+}
+
+}  // namespace cogumi
