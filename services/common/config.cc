@@ -16,11 +16,11 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
-#include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "engine/core/status_macros.h"
+#include "services/common/text.h"
 
 namespace cogumi::services {
 namespace {
@@ -60,7 +60,7 @@ std::optional<double> ParseWithUnit(std::string_view text, const Unit (&units)[k
   return std::nullopt;
 }
 
-std::string FormatNumber(double value) { return absl::StrCat(value); }
+std::string FormatNumber(double value) { return Cat(value); }
 
 // Levenshtein distance.
 size_t EditDistance(std::string_view a, std::string_view b) {
@@ -81,11 +81,11 @@ size_t EditDistance(std::string_view a, std::string_view b) {
 absl::Status OutOfRange(const std::string& name, const std::string& value,
                         const std::string& range) {
   return absl::InvalidArgumentError(
-      absl::StrCat(name, ": ", value, " is outside ", range));
+      Cat(name, ": ", value, " is outside ", range));
 }
 
 absl::Status Malformed(const std::string& name, const std::string& value, std::string_view kind) {
-  return absl::InvalidArgumentError(absl::StrCat(name, ": \"", value, "\" is not ", kind));
+  return absl::InvalidArgumentError(Cat(name, ": \"", value, "\" is not ", kind));
 }
 
 // A name as it is written in YAML or on a command line.
@@ -102,7 +102,7 @@ std::string FlagOf(std::string_view name) {
 }
 
 std::string VariableOf(const OptionSet& set, std::string_view name) {
-  std::string variable = absl::StrCat("COGUMI_", set.section(), "_", name);
+  std::string variable = Cat("COGUMI_", set.section(), "_", name);
   for (char& c : variable) c = c == '.' || c == '-' ? '_' : absl::ascii_toupper(static_cast<unsigned char>(c));
   return variable;
 }
@@ -111,8 +111,8 @@ absl::Status Unknown(std::string_view what, std::string_view name,
                      const std::vector<std::string>& known, std::string_view prefix = "") {
   const std::string suggestion = Suggest(name, known);
   return absl::InvalidArgumentError(
-      absl::StrCat("unknown ", what, " ", prefix, name,
-                   suggestion.empty() ? "" : absl::StrCat("; did you mean ", prefix, suggestion, "?")));
+      Cat("unknown ", what, " ", prefix, name,
+                   suggestion.empty() ? "" : Cat("; did you mean ", prefix, suggestion, "?")));
 }
 
 using Values = std::map<const OptionSet::Option*, std::vector<std::string>>;
@@ -121,7 +121,7 @@ absl::Status Apply(const Values& values, std::string_view source) {
   for (const auto& [option, texts] : values) {
     const absl::Status status = option->set(texts);
     if (!status.ok()) {
-      return absl::InvalidArgumentError(absl::StrCat(source, ": ", status.message()));
+      return absl::InvalidArgumentError(Cat(source, ": ", status.message()));
     }
   }
   return absl::OkStatus();
@@ -138,13 +138,13 @@ std::vector<std::string> SplitList(const std::string& text) {
 // --- YAML ---------------------------------------------------------------------------------------
 
 std::string Position(const YAML::Node& node) {
-  return absl::StrCat("line ", node.Mark().line + 1);
+  return Cat("line ", node.Mark().line + 1);
 }
 
 absl::Status ReadMapping(const YAML::Node& node, const OptionSet& set, const std::string& prefix,
                          int depth, Values* values) {
   if (depth > kMaxConfigDepth) {
-    return absl::InvalidArgumentError(absl::StrCat(Position(node), ": nested deeper than ",
+    return absl::InvalidArgumentError(Cat(Position(node), ": nested deeper than ",
                                                    kMaxConfigDepth));
   }
   std::vector<std::string> known;
@@ -162,11 +162,11 @@ absl::Status ReadMapping(const YAML::Node& node, const OptionSet& set, const std
       }
       const absl::Status unknown = Unknown("key", name, known);
       return absl::InvalidArgumentError(
-          absl::StrCat(Position(entry.first), ": ", set.section(), ": ", unknown.message()));
+          Cat(Position(entry.first), ": ", set.section(), ": ", unknown.message()));
     }
     if (values->contains(option)) {
       return absl::InvalidArgumentError(
-          absl::StrCat(Position(entry.first), ": ", set.section(), ".", name, " is given twice"));
+          Cat(Position(entry.first), ": ", set.section(), ".", name, " is given twice"));
     }
     std::vector<std::string> texts;
     if (entry.second.IsScalar()) {
@@ -174,14 +174,14 @@ absl::Status ReadMapping(const YAML::Node& node, const OptionSet& set, const std
     } else if (option->is_list && entry.second.IsSequence()) {
       for (const auto& item : entry.second) {
         if (!item.IsScalar()) {
-          return absl::InvalidArgumentError(absl::StrCat(
+          return absl::InvalidArgumentError(Cat(
               Position(item), ": ", set.section(), ".", name, ": a list of plain values is wanted"));
         }
         texts.push_back(item.as<std::string>());
       }
     } else {
       return absl::InvalidArgumentError(
-          absl::StrCat(Position(entry.first), ": ", set.section(), ".", name, ": a ",
+          Cat(Position(entry.first), ": ", set.section(), ".", name, ": a ",
                        option->is_list ? "list" : "plain value", " is wanted"));
     }
     (*values)[option] = std::move(texts);
@@ -198,39 +198,39 @@ const std::vector<std::string>& KnownSections() {
 
 absl::Status ReadFile(const std::string& path, const ConfigRequest& request, Values* values) {
   std::ifstream file(path, std::ios::binary);
-  if (!file) return absl::NotFoundError(absl::StrCat("config: cannot read ", path));
+  if (!file) return absl::NotFoundError(Cat("config: cannot read ", path));
   std::string text(static_cast<size_t>(kMaxConfigBytes) + 1, '\0');
   file.read(text.data(), static_cast<std::streamsize>(text.size()));
   if (file.gcount() > kMaxConfigBytes) {
     return absl::InvalidArgumentError(
-        absl::StrCat("config: ", path, " is larger than ", kMaxConfigBytes, " bytes"));
+        Cat("config: ", path, " is larger than ", kMaxConfigBytes, " bytes"));
   }
   text.resize(static_cast<size_t>(file.gcount()));
   try {
     const YAML::Node root = YAML::Load(text);
     if (root.IsNull()) return absl::OkStatus();
-    if (!root.IsMap()) return absl::InvalidArgumentError(absl::StrCat(path, ": sections are wanted"));
+    if (!root.IsMap()) return absl::InvalidArgumentError(Cat(path, ": sections are wanted"));
     for (const auto& entry : root) {
       const std::string section = entry.first.as<std::string>();
       const auto& known = KnownSections();
       if (std::find(known.begin(), known.end(), section) == known.end()) {
-        return absl::InvalidArgumentError(absl::StrCat(path, ": ", Position(entry.first), ": ",
+        return absl::InvalidArgumentError(Cat(path, ": ", Position(entry.first), ": ",
                                                        Unknown("section", section, known).message()));
       }
       for (const OptionSet* set : request.sets) {
         if (set->section() != section || entry.second.IsNull()) continue;
         if (!entry.second.IsMap()) {
           return absl::InvalidArgumentError(
-              absl::StrCat(path, ": ", section, ": keys are wanted"));
+              Cat(path, ": ", section, ": keys are wanted"));
         }
         const absl::Status status = ReadMapping(entry.second, *set, "", 0, values);
         if (!status.ok()) {
-          return absl::InvalidArgumentError(absl::StrCat(path, ": ", status.message()));
+          return absl::InvalidArgumentError(Cat(path, ": ", status.message()));
         }
       }
     }
   } catch (const YAML::Exception& error) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": ", error.what()));
+    return absl::InvalidArgumentError(Cat(path, ": ", error.what()));
   }
   return absl::OkStatus();
 }
@@ -304,7 +304,7 @@ absl::StatusOr<Flags> ReadFlags(const ConfigRequest& request) {
     }
     if (!argument.starts_with("--") || argument.size() == 2) {
       return absl::InvalidArgumentError(
-          absl::StrCat("unexpected argument \"", argument, "\"; see --help"));
+          Cat("unexpected argument \"", argument, "\"; see --help"));
     }
     const size_t equals = argument.find('=');
     std::string name = Canonical(argument.substr(2, equals == argument.npos ? equals : equals - 2));
@@ -327,7 +327,7 @@ absl::StatusOr<Flags> ReadFlags(const ConfigRequest& request) {
     }
     if (!value) {
       if (i + 1 >= request.argc) {
-        return absl::InvalidArgumentError(absl::StrCat("--", FlagOf(name), " wants a value"));
+        return absl::InvalidArgumentError(Cat("--", FlagOf(name), " wants a value"));
       }
       value = request.argv[++i];
     }
@@ -349,10 +349,10 @@ absl::StatusOr<int64_t> ParseBytes(std::string_view text) {
   const auto value = ParseWithUnit(text, kByteUnits);
   if (!value) {
     return absl::InvalidArgumentError(
-        absl::StrCat("\"", text, "\" is not a size such as 512MiB or 2GB"));
+        Cat("\"", text, "\" is not a size such as 512MiB or 2GB"));
   }
   if (*value >= static_cast<double>(std::numeric_limits<int64_t>::max())) {
-    return absl::InvalidArgumentError(absl::StrCat("\"", text, "\" is too large"));
+    return absl::InvalidArgumentError(Cat("\"", text, "\" is too large"));
   }
   return static_cast<int64_t>(*value);
 }
@@ -361,7 +361,7 @@ absl::StatusOr<double> ParseDuration(std::string_view text) {
   const auto value = ParseWithUnit(text, kTimeUnits);
   if (!value || !std::isfinite(*value)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("\"", text, "\" is not a time such as 30s, 250ms or 5m"));
+        Cat("\"", text, "\" is not a time such as 30s, 250ms or 5m"));
   }
   return *value;
 }
@@ -370,14 +370,14 @@ std::string FormatBytes(int64_t bytes) {
   static constexpr std::pair<int64_t, const char*> kUnits[] = {
       {1LL << 40, "TiB"}, {1LL << 30, "GiB"}, {1LL << 20, "MiB"}, {1LL << 10, "KiB"}};
   for (const auto& [factor, name] : kUnits) {
-    if (bytes >= factor && bytes % factor == 0) return absl::StrCat(bytes / factor, name);
+    if (bytes >= factor && bytes % factor == 0) return Cat(bytes / factor, name);
   }
-  return absl::StrCat(bytes);
+  return Cat(bytes);
 }
 
 std::string FormatDuration(double seconds) {
-  if (seconds > 0 && seconds < 1) return absl::StrCat(seconds * 1e3, "ms");
-  return absl::StrCat(seconds, "s");
+  if (seconds > 0 && seconds < 1) return Cat(seconds * 1e3, "ms");
+  return Cat(seconds, "s");
 }
 
 std::string Suggest(std::string_view word, const std::vector<std::string>& candidates) {
@@ -428,8 +428,8 @@ OptionSet& OptionSet::String(std::string name, std::string* target, std::string 
 
 OptionSet& OptionSet::Int64(std::string name, int64_t* target, int64_t min, int64_t max,
                             std::string help) {
-  const std::string range = absl::StrCat("[", min, ", ", max, "]");
-  return Add({name, "N", range, absl::StrCat(*target), std::move(help), false, false,
+  const std::string range = Cat("[", min, ", ", max, "]");
+  return Add({name, "N", range, Cat(*target), std::move(help), false, false,
               [=](const std::vector<std::string>& values) {
                 int64_t value = 0;
                 if (!absl::SimpleAtoi(values[0], &value)) {
@@ -443,8 +443,8 @@ OptionSet& OptionSet::Int64(std::string name, int64_t* target, int64_t min, int6
 
 OptionSet& OptionSet::Int(std::string name, int32_t* target, int32_t min, int32_t max,
                           std::string help) {
-  const std::string range = absl::StrCat("[", min, ", ", max, "]");
-  return Add({name, "N", range, absl::StrCat(*target), std::move(help), false, false,
+  const std::string range = Cat("[", min, ", ", max, "]");
+  return Add({name, "N", range, Cat(*target), std::move(help), false, false,
               [=](const std::vector<std::string>& values) {
                 int64_t value = 0;
                 if (!absl::SimpleAtoi(values[0], &value)) {
@@ -458,7 +458,7 @@ OptionSet& OptionSet::Int(std::string name, int32_t* target, int32_t min, int32_
 
 OptionSet& OptionSet::Double(std::string name, double* target, double min, double max,
                              std::string help) {
-  const std::string range = absl::StrCat("[", FormatNumber(min), ", ", FormatNumber(max), "]");
+  const std::string range = Cat("[", FormatNumber(min), ", ", FormatNumber(max), "]");
   return Add({name, "X", range, FormatNumber(*target), std::move(help), false, false,
               [=](const std::vector<std::string>& values) {
                 double value = 0;
@@ -485,13 +485,13 @@ OptionSet& OptionSet::Bool(std::string name, bool* target, std::string help) {
 
 OptionSet& OptionSet::Bytes(std::string name, int64_t* target, int64_t min, int64_t max,
                             std::string help) {
-  const std::string range = absl::StrCat("[", FormatBytes(min), ", ", FormatBytes(max), "]");
+  const std::string range = Cat("[", FormatBytes(min), ", ", FormatBytes(max), "]");
   return Add({name, "BYTES", range, FormatBytes(*target), std::move(help), false, false,
               [=](const std::vector<std::string>& values) -> absl::Status {
                 const auto value = ParseBytes(values[0]);
                 if (!value.ok()) {
                   return absl::InvalidArgumentError(
-                      absl::StrCat(name, ": ", value.status().message()));
+                      Cat(name, ": ", value.status().message()));
                 }
                 if (*value < min || *value > max) return OutOfRange(name, values[0], range);
                 *target = *value;
@@ -501,13 +501,13 @@ OptionSet& OptionSet::Bytes(std::string name, int64_t* target, int64_t min, int6
 
 OptionSet& OptionSet::Duration(std::string name, double* target, double min, double max,
                                std::string help) {
-  const std::string range = absl::StrCat("[", FormatDuration(min), ", ", FormatDuration(max), "]");
+  const std::string range = Cat("[", FormatDuration(min), ", ", FormatDuration(max), "]");
   return Add({name, "TIME", range, FormatDuration(*target), std::move(help), false, false,
               [=](const std::vector<std::string>& values) -> absl::Status {
                 const auto value = ParseDuration(values[0]);
                 if (!value.ok()) {
                   return absl::InvalidArgumentError(
-                      absl::StrCat(name, ": ", value.status().message()));
+                      Cat(name, ": ", value.status().message()));
                 }
                 if (!(*value >= min && *value <= max)) return OutOfRange(name, values[0], range);
                 *target = *value;
@@ -522,7 +522,7 @@ OptionSet& OptionSet::Choice(std::string name, std::string* target,
               [=](const std::vector<std::string>& values) -> absl::Status {
                 if (std::find(choices.begin(), choices.end(), values[0]) == choices.end()) {
                   return absl::InvalidArgumentError(
-                      absl::StrCat(name, ": \"", values[0], "\" is none of ", range));
+                      Cat(name, ": \"", values[0], "\" is none of ", range));
                 }
                 *target = values[0];
                 return absl::OkStatus();
@@ -538,22 +538,22 @@ OptionSet& OptionSet::List(std::string name, std::vector<std::string>* target, s
 }
 
 std::string ConfigHelp(const ConfigRequest& request) {
-  std::string help = absl::StrCat(request.program, " ", Version(), "\n", request.description,
+  std::string help = Cat(request.program, " ", Version(), "\n", request.description,
                                   "\n\nUsage: ", request.program, " [--config FILE] [flags]\n\n",
                                   "Later layers win: defaults, the YAML file (--config or "
                                   "COGUMI_CONFIG), COGUMI_* variables, flags.\n");
   for (const OptionSet* set : request.sets) {
     const std::string prefix = request.sets.size() == 1 ? "" : set->section() + ".";
-    absl::StrAppend(&help, "\nSection `", set->section(), "` of the file, variables ",
+    help += Cat("\nSection `", set->section(), "` of the file, variables ",
                     VariableOf(*set, ""), "*:\n");
     for (const auto& option : set->options()) {
-      absl::StrAppend(&help, "  --", FlagOf(prefix + option.name),
+      help += Cat("  --", FlagOf(prefix + option.name),
                       option.kind.empty() ? "" : " ", option.kind, "\n      ", option.help, " (",
-                      option.range.empty() ? "" : absl::StrCat(option.range, ", "), "default ",
+                      option.range.empty() ? "" : Cat(option.range, ", "), "default ",
                       option.default_text.empty() ? "none" : option.default_text, ")\n");
     }
   }
-  absl::StrAppend(&help, "\n  --help, --version\n");
+  help += Cat("\n  --help, --version\n");
   return help;
 }
 

@@ -14,10 +14,10 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "prometheus/exposer.h"
 #include "prometheus/text_serializer.h"
 #include "services/common/config.h"
+#include "services/common/text.h"
 
 namespace cogumi::services {
 namespace {
@@ -147,6 +147,31 @@ std::string BoundedLabel::operator()(std::string_view value) {
   return *state_->seen.emplace(value).first;
 }
 
+struct MetricsHub::State {
+  mutable std::mutex mutex;
+  std::vector<std::shared_ptr<prometheus::Collectable>> sources;
+};
+
+MetricsHub::MetricsHub(std::shared_ptr<prometheus::Registry> registry)
+    : state_(std::make_unique<State>()) {
+  Add(std::move(registry));
+}
+MetricsHub::~MetricsHub() = default;
+
+void MetricsHub::Add(std::shared_ptr<prometheus::Collectable> source) {
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  state_->sources.push_back(std::move(source));
+}
+
+std::vector<prometheus::MetricFamily> MetricsHub::Collect() const {
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  std::vector<prometheus::MetricFamily> families;
+  for (const auto& source : state_->sources) {
+    for (auto& family : source->Collect()) families.push_back(std::move(family));
+  }
+  return families;
+}
+
 std::shared_ptr<prometheus::Collectable> ProcessCollector() {
   static const auto collector = std::make_shared<ProcessCollectable>();
   return collector;
@@ -178,11 +203,11 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Create(
     server->impl_->exposer->RegisterCollectable(server->impl_->process);
     const std::vector<int> ports = server->impl_->exposer->GetListeningPorts();
     const std::string host = address.substr(0, address.rfind(':'));
-    server->address_ = absl::StrCat(host, ":", ports.empty() ? 0 : ports[0]);
+    server->address_ = Cat(host, ":", ports.empty() ? 0 : ports[0]);
   } catch (const std::exception& error) {
     // civetweb throws when it cannot bind; its text has no address.
     return absl::UnavailableError(
-        absl::StrCat("metrics: cannot listen on ", address, " (", error.what(), ")"));
+        Cat("metrics: cannot listen on ", address, " (", error.what(), ")"));
   }
   return server;
 }

@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "prometheus/counter.h"
@@ -33,6 +34,20 @@ class BoundedLabel {
   explicit BoundedLabel(size_t cap);
   ~BoundedLabel();
   std::string operator()(std::string_view value);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// Everything one service shows: its registry and what is read at the moment of the scrape.
+class MetricsHub : public prometheus::Collectable {
+ public:
+  explicit MetricsHub(std::shared_ptr<prometheus::Registry> registry);
+  ~MetricsHub() override;
+  // Asked at each scrape from now on; it must outlive the hub's last Collect.
+  void Add(std::shared_ptr<prometheus::Collectable> source);
+  std::vector<prometheus::MetricFamily> Collect() const override;
 
  private:
   struct State;

@@ -50,4 +50,56 @@ grpc::ServerUnaryReactor* Unary(ServiceRuntime& runtime, grpc::CallbackServerCon
   return reactor;
 }
 
+std::shared_ptr<PendingUnary> PendingUnary::Create(ServiceRuntime& runtime,
+                                                   grpc::CallbackServerContext* context,
+                                                   std::string_view method) {
+  auto reactor = std::make_shared<PendingUnary>(Token(), runtime, context, method);
+  reactor->self_ = reactor;
+  return reactor;
+}
+
+void PendingUnary::Reply(const absl::Status& status) {
+  ReplyWith([&status] { return status; });
+}
+
+void PendingUnary::ReplyWith(const std::function<absl::Status()>& fill) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (answered_) return;
+  answered_ = true;
+  final_ = fill();
+  Finish(ToGrpc(final_));
+}
+
+bool PendingUnary::answered() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return answered_;
+}
+
+void PendingUnary::SetOnGone(std::function<void()> on_gone) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!gone_) {
+      on_gone_ = std::move(on_gone);
+      return;
+    }
+  }
+  on_gone();
+}
+
+void PendingUnary::OnCancel() {
+  std::function<void()> tell;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    gone_ = true;
+    if (!answered_) tell = std::move(on_gone_);
+  }
+  if (tell) tell();
+  Reply(absl::CancelledError("the caller has gone"));
+}
+
+void PendingUnary::OnDone() {
+  call_.End(final_);
+  auto self = std::move(self_);
+}
+
 }  // namespace cogumi::services

@@ -1,12 +1,14 @@
 // One call from its arrival to its end: context, admission, metrics, log line. Includes gRPC.
 #pragma once
 
+#include <grpcpp/server_context.h>
+#include <grpcpp/support/server_callback.h>
+
 #include <functional>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <string_view>
-
-#include <grpcpp/support/server_callback.h>
-#include <grpcpp/server_context.h>
 
 #include "absl/status/status.h"
 #include "services/common/logging.h"
@@ -54,5 +56,45 @@ class RpcCall {
 grpc::ServerUnaryReactor* Unary(ServiceRuntime& runtime, grpc::CallbackServerContext* context,
                                 std::string_view method,
                                 const std::function<absl::Status(RpcCall&)>& handle);
+
+// A unary call that is answered later, from any thread. The reactor deletes itself; Finish counts
+// once. `OnGone` may be set to stop the work when the caller goes away.
+class PendingUnary : public grpc::ServerUnaryReactor,
+                     public std::enable_shared_from_this<PendingUnary> {
+ public:
+  static std::shared_ptr<PendingUnary> Create(ServiceRuntime& runtime,
+                                              grpc::CallbackServerContext* context,
+                                              std::string_view method);
+  RpcCall& call() { return call_; }
+  // The response must be complete. Later calls do nothing.
+  void Reply(const absl::Status& status);
+  // True once answered or cancelled: the response message must not be touched any more.
+  bool answered() const;
+  // Fills the response and answers in one step, unless answered before: `fill` runs under the lock
+  // that keeps the message alive.
+  void ReplyWith(const std::function<absl::Status()>& fill);
+  // Called when the caller goes before the reply, at once when it has gone already.
+  void SetOnGone(std::function<void()> on_gone);
+
+ private:
+  struct Token {};
+
+ public:
+  PendingUnary(Token, ServiceRuntime& runtime, grpc::CallbackServerContext* context,
+               std::string_view method)
+      : call_(runtime, context, method) {}
+
+ private:
+  void OnCancel() override;
+  void OnDone() override;
+
+  RpcCall call_;
+  std::shared_ptr<PendingUnary> self_;
+  mutable std::mutex mutex_;
+  bool answered_ = false;
+  bool gone_ = false;
+  absl::Status final_;
+  std::function<void()> on_gone_;
+};
 
 }  // namespace cogumi::services

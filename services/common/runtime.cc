@@ -42,6 +42,7 @@ ServiceRuntime::ServiceRuntime(std::string service_name, const Clock* service_cl
     : name(std::move(service_name)),
       clock(service_clock != nullptr ? service_clock : Clock::Real()),
       registry(std::make_shared<prometheus::Registry>()),
+      metrics(std::make_shared<MetricsHub>(registry)),
       rpc(*registry, name) {}
 
 }  // namespace cogumi::services

@@ -40,6 +40,7 @@ struct ServiceRuntime {
   const std::string name;
   const Clock* const clock;
   const std::shared_ptr<prometheus::Registry> registry;
+  const std::shared_ptr<MetricsHub> metrics;  // the registry and what was added
   RpcMetrics rpc;
   CallTracker calls;
 };

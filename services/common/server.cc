@@ -16,10 +16,10 @@
 #include <thread>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "engine/core/status_macros.h"
 #include "services/common/channel.h"
 #include "services/common/logging.h"
+#include "services/common/text.h"
 
 namespace cogumi::services {
 namespace {
@@ -44,7 +44,7 @@ absl::Status CheckSocketIsFree(const std::string& path) {
   address.sun_family = AF_UNIX;
   if (path.empty() || path.size() >= sizeof(address.sun_path)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("listen: the socket path has ", path.size(), " bytes, 1 to ",
+        Cat("listen: the socket path has ", path.size(), " bytes, 1 to ",
                      sizeof(address.sun_path) - 1, " are possible"));
   }
   std::memcpy(address.sun_path, path.data(), path.size());
@@ -54,7 +54,7 @@ absl::Status CheckSocketIsFree(const std::string& path) {
       ::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0;
   ::close(fd);
   if (served) {
-    return absl::UnavailableError(absl::StrCat("listen: another process serves unix:", path));
+    return absl::UnavailableError(Cat("listen: another process serves unix:", path));
   }
   return absl::OkStatus();
 }
@@ -66,12 +66,12 @@ absl::Status CheckLocalAddress(const std::string& address) {
   const size_t colon = address.rfind(':');
   if (colon == std::string::npos) {
     return absl::InvalidArgumentError(
-        absl::StrCat("listen: \"", address, "\" is neither host:port nor unix:PATH"));
+        Cat("listen: \"", address, "\" is neither host:port nor unix:PATH"));
   }
   const std::string host = address.substr(0, colon);
   const bool loopback = host == "localhost" || host == "[::1]" || host.starts_with("127.");
   if (loopback) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
+  return absl::InvalidArgumentError(Cat(
       "listen: ", address, " is reachable from other machines, and internal services do not check "
       "who calls; use loopback or a Unix socket, or pass --allow-remote on a closed network"));
 }
@@ -175,7 +175,7 @@ absl::StatusOr<std::unique_ptr<ServiceHost>> ServiceHost::Create(
   impl->server = builder.BuildAndStart();
   if (impl->server == nullptr || (!options.address.empty() && !is_unix && port == 0)) {
     return absl::UnavailableError(
-        absl::StrCat("listen: cannot serve ", options.address,
+        Cat("listen: cannot serve ", options.address,
                      "; is the port taken or the folder missing?"));
   }
   if (is_unix) {
@@ -184,11 +184,11 @@ absl::StatusOr<std::unique_ptr<ServiceHost>> ServiceHost::Create(
     impl->address = options.address;
   } else if (!options.address.empty()) {
     impl->address =
-        absl::StrCat(options.address.substr(0, options.address.rfind(':')), ":", port);
+        Cat(options.address.substr(0, options.address.rfind(':')), ":", port);
   }
   if (!options.metrics_address.empty()) {
     ASSIGN_OR_RETURN(impl->metrics,
-                     MetricsServer::Create(options.metrics_address, runtime.registry));
+                     MetricsServer::Create(options.metrics_address, runtime.metrics));
   }
   impl->SetServing(true);
   if (impl->healthy) {
@@ -234,7 +234,7 @@ absl::Status ServiceHost::Drain(double grace) {
   impl_->server->Shutdown(idle ? now + kFlushTime : now);
   if (idle) return absl::OkStatus();
   return absl::DeadlineExceededError(
-      absl::StrCat(impl_->runtime.name, ": calls were cut off after ", grace, " s of grace"));
+      Cat(impl_->runtime.name, ": calls were cut off after ", grace, " s of grace"));
 }
 
 }  // namespace cogumi::services

@@ -11,10 +11,10 @@
 #include <utility>
 
 #include "absl/strings/numbers.h"
-#include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "services/common/logging.h"
 #include "services/common/server.h"
+#include "services/common/text.h"
 
 namespace cogumi::services {
 namespace {
@@ -34,22 +34,22 @@ absl::Status FollowParent(int32_t parent_pid) {
   prctl(PR_SET_PDEATHSIG, SIGTERM);
   if (getppid() != parent_pid) {
     return absl::FailedPreconditionError(
-        absl::StrCat("parent_pid: process ", parent_pid, " is not the parent"));
+        Cat("parent_pid: process ", parent_pid, " is not the parent"));
   }
   return absl::OkStatus();
 }
 
 absl::Status WriteReadyFile(const std::string& path, const std::string& line) {
-  const std::string temporary = absl::StrCat(path, ".", getpid(), ".tmp");
+  const std::string temporary = Cat(path, ".", getpid(), ".tmp");
   {
     std::ofstream file(temporary, std::ios::trunc);
     file << line << "\n";
     file.close();
-    if (!file) return absl::UnavailableError(absl::StrCat("ready_file: cannot write ", temporary));
+    if (!file) return absl::UnavailableError(Cat("ready_file: cannot write ", temporary));
   }
   if (std::rename(temporary.c_str(), path.c_str()) != 0) {
     std::remove(temporary.c_str());
-    return absl::UnavailableError(absl::StrCat("ready_file: cannot write ", path));
+    return absl::UnavailableError(Cat("ready_file: cannot write ", path));
   }
   return absl::OkStatus();
 }
@@ -76,10 +76,10 @@ void WaitForCalls(RunningService& service, SignalWaiter& signals, double grace) 
 }  // namespace
 
 std::string FormatReadyLine(const ReadyLine& line) {
-  std::string text = absl::StrCat("ready service=", line.service, " address=", line.address);
-  if (!line.metrics.empty()) absl::StrAppend(&text, " metrics=", line.metrics);
-  for (const auto& [key, value] : line.extra) absl::StrAppend(&text, " ", key, "=", value);
-  absl::StrAppend(&text, " pid=", line.pid);
+  std::string text = Cat("ready service=", line.service, " address=", line.address);
+  if (!line.metrics.empty()) text += Cat(" metrics=", line.metrics);
+  for (const auto& [key, value] : line.extra) text += Cat(" ", key, "=", value);
+  text += Cat(" pid=", line.pid);
   return text;
 }
 
@@ -94,7 +94,7 @@ absl::StatusOr<ReadyLine> ParseReadyLine(std::string_view text) {
   for (size_t i = 1; i < words.size(); ++i) {
     const size_t equals = words[i].find('=');
     if (equals == std::string::npos) {
-      return absl::InvalidArgumentError(absl::StrCat("ready line: \"", words[i], "\" has no ="));
+      return absl::InvalidArgumentError(Cat("ready line: \"", words[i], "\" has no ="));
     }
     const std::string key = words[i].substr(0, equals);
     std::string value = words[i].substr(equals + 1);
@@ -106,7 +106,7 @@ absl::StatusOr<ReadyLine> ParseReadyLine(std::string_view text) {
       line.metrics = std::move(value);
     } else if (key == "pid") {
       if (!absl::SimpleAtoi(value, &line.pid)) {
-        return absl::InvalidArgumentError(absl::StrCat("ready line: pid ", value));
+        return absl::InvalidArgumentError(Cat("ready line: pid ", value));
       }
     } else {
       line.extra.emplace_back(key, std::move(value));
@@ -167,16 +167,16 @@ int ServiceMain(int argc, char** argv, const ServiceMainOptions& options) {
     const absl::Status written = WriteReadyFile(options.server->ready_file, line);
     if (!written.ok()) return Fail(options.program, written, 1);
   }
-  LogLine(name, absl::StrCat("started, version ", Version(), ", ", line));
+  LogLine(name, Cat("started, version ", Version(), ", ", line));
 
   const int number = signals.Wait();
-  LogLine(name, absl::StrCat("signal ", number, ": draining"));
+  LogLine(name, Cat("signal ", number, ": draining"));
   host.StartDraining();
   (*service)->OnDrain();
   WaitForCalls(**service, signals, options.server->drain_grace);
   const absl::Status drained = host.Drain(0);
   if (!options.server->ready_file.empty()) std::remove(options.server->ready_file.c_str());
-  LogLine(name, drained.ok() ? "stopped" : absl::StrCat("stopped: ", drained.message()));
+  LogLine(name, drained.ok() ? "stopped" : Cat("stopped: ", drained.message()));
   service->reset();
   FlushLog();
   return drained.ok() ? 0 : 1;

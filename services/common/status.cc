@@ -7,7 +7,6 @@
 #include <cmath>
 
 #include "absl/strings/cord.h"
-#include "absl/strings/str_cat.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
 #include "services/common/text.h"
@@ -117,13 +116,13 @@ absl::Status WithRetry(absl::Status status, double seconds) {
 
 absl::Status FieldError(std::string_view field, std::string_view message) {
   return WithReason(
-      WithField(absl::InvalidArgumentError(absl::StrCat(field, ": ", message)), field),
+      WithField(absl::InvalidArgumentError(Cat(field, ": ", message)), field),
       "INVALID_FIELD");
 }
 
 absl::Status NotBuilt(std::string_view field) {
   return WithReason(
-      WithField(absl::UnimplementedError(absl::StrCat(field, " is not built yet")), field),
+      WithField(absl::UnimplementedError(Cat(field, " is not built yet")), field),
       "NOT_BUILT");
 }
 
