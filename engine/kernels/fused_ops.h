@@ -1,0 +1,209 @@
+// The fused operations, composed once for every tier from a tier's primitives:
+//
+//   T::StoreBlock(act, block, row, v, n)     quantise and/or keep n <= 32 values of a row
+//   T::SumOfSquares(x, n)                    in an order that depends on n only
+//   T::MatmulTile(w, panel, act, row, n, tile)   tile[n][32] = 32 outputs of n <= 64 rows
+//   T::ToHalf(v, out)                        32 floats -> binary16
+//   T::Swiglu(gate, up, out)                 32 values
+//   T::Attend(args, vectors, count)          queries that share pages and KV head
+//   T::kAttendVectors                        how many of them at once
+//   T::Summarise(logits, first, count)
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "engine/kernels/ops.h"
+
+namespace cogumi {
+namespace {
+
+// A query head of a row.
+struct QueryVector {
+  int32_t row;
+  int32_t head;
+};
+
+constexpr int kTileRows = 64;
+
+template <class T>
+struct FusedOps {
+  static void NormQuantise(const NormQuantiseArgs& a, int row_begin, int row_end) {
+    const int n = a.out->inputs;
+    alignas(64) float y[kBlockInputs];
+    for (int row = row_begin; row < row_end; ++row) {
+      const int source = a.row_index != nullptr ? a.row_index[row] : row;
+      const float* x = a.x + static_cast<size_t>(source) * a.stride;
+      float inverse = 1.0f;
+      if (a.weight != nullptr) {
+        const float mean = T::SumOfSquares(x, n) / static_cast<float>(n);
+        inverse = 1.0f / std::sqrt(mean + a.epsilon);
+      }
+      for (int i = 0; i < n; i += kBlockInputs) {
+        const int m = n - i < kBlockInputs ? n - i : kBlockInputs;
+        if (a.weight != nullptr) {
+          for (int j = 0; j < m; ++j) y[j] = x[i + j] * inverse * a.weight[i + j];
+        } else {
+          std::memcpy(y, x + i, static_cast<size_t>(m) * sizeof(float));
+        }
+        T::StoreBlock(*a.out, i / kBlockInputs, row, y, m);
+      }
+    }
+  }
+
+  // Rotates the adjacent pairs of `v` = outputs [first, first + 32) of a q or k matrix.
+  static void Rope(const QkvRopeAppendArgs& a, int row, int first, int count, float* v) {
+    const int half = a.rope_dim / 2;
+    const float* cosine = a.cosine + static_cast<size_t>(row) * static_cast<size_t>(half);
+    const float* sine = a.sine + static_cast<size_t>(row) * static_cast<size_t>(half);
+    int pair = (first % a.kv.head_dim) / 2;
+    for (int i = 0; i + 1 < count; i += 2) {
+      if (pair < half) {
+        const float x = v[i];
+        const float y = v[i + 1];
+        v[i] = x * cosine[pair] - y * sine[pair];
+        v[i + 1] = x * sine[pair] + y * cosine[pair];
+      }
+      if (++pair == a.kv.head_dim / 2) pair = 0;
+    }
+  }
+
+  // Writes outputs [first, first + count) of K (or V) of a row into its page.
+  static void AppendKv(const QkvRopeAppendArgs& a, int row, int first, int count, bool is_v,
+                       const float* v) {
+    const RowContext& context = a.context[row];
+    const int slot = context.position % 64;
+    std::byte* page = context.pages[context.position / 64] + a.kv.layer_offset;
+    alignas(64) uint16_t half[kPanelRows];
+    if (!a.kv.f32) T::ToHalf(v, half);
+    for (int i = 0; i < count;) {
+      const int head = (first + i) / a.kv.head_dim;
+      const int d0 = (first + i) % a.kv.head_dim;
+      const int run = count - i < a.kv.head_dim - d0 ? count - i : a.kv.head_dim - d0;
+      std::byte* base = page + (2 * static_cast<size_t>(head) + (is_v ? 1 : 0)) * a.kv.head_bytes;
+      // K is [head_dim][64], V is [64][head_dim].
+      const int start = is_v ? slot * a.kv.head_dim + d0 : d0 * 64 + slot;
+      const int step = is_v ? 1 : 64;
+      if (a.kv.f32) {
+        float* out = reinterpret_cast<float*>(base) + start;
+        for (int j = 0; j < run; ++j) out[j * step] = v[i + j];
+      } else {
+        uint16_t* out = reinterpret_cast<uint16_t*>(base) + start;
+        for (int j = 0; j < run; ++j) out[j * step] = half[i + j];
+      }
+      i += run;
+    }
+  }
+
+  static void QkvRopeAppend(const QkvRopeAppendArgs& a, int panel_begin, int panel_end) {
+    alignas(64) float tile[kTileRows * kPanelRows];
+    const int q_panels = a.wq->Panels();
+    const int k_panels = a.wk->Panels();
+    const float scale = 1.0f / std::sqrt(static_cast<float>(a.kv.head_dim));
+    for (int p = panel_begin; p < panel_end; ++p) {
+      const bool is_q = p < q_panels;
+      const bool is_v = p >= q_panels + k_panels;
+      const PackedMatrix& w = is_q ? *a.wq : is_v ? *a.wv : *a.wk;
+      const int panel = is_q ? p : is_v ? p - q_panels - k_panels : p - q_panels;
+      const int first = panel * kPanelRows;
+      const int count = w.rows - first < kPanelRows ? w.rows - first : kPanelRows;
+      for (int r0 = 0; r0 < a.rows; r0 += kTileRows) {
+        const int n = a.rows - r0 < kTileRows ? a.rows - r0 : kTileRows;
+        T::MatmulTile(w, panel, *a.in, r0, n, tile);
+        for (int r = 0; r < n; ++r) {
+          float* v = tile + r * kPanelRows;
+          if (!is_v) Rope(a, r0 + r, first, count, v);
+          if (is_q) {
+            float* q = a.q + static_cast<size_t>(r0 + r) * static_cast<size_t>(w.rows) + first;
+            for (int i = 0; i < count; ++i) q[i] = v[i] * scale;
+          } else {
+            AppendKv(a, r0 + r, first, count, is_v, v);
+          }
+        }
+      }
+    }
+  }
+
+  static void PagedAttention(const PagedAttentionArgs& a, int begin, int end) {
+    const int group = a.heads / a.kv.kv_heads;
+    QueryVector vectors[T::kAttendVectors];
+    int count = 0;
+    const auto flush = [&] {
+      if (count > 0) T::Attend(a, vectors, count);
+      count = 0;
+    };
+    for (int i = begin; i < end; ++i) {
+      const AttentionItem& item = a.items[i];
+      for (int r = 0; r < item.rows; ++r) {
+        const QueryVector next{item.first_row + r, item.head};
+        const bool joins =
+            count > 0 && count < T::kAttendVectors &&
+            a.context[next.row].pages == a.context[vectors[0].row].pages &&
+            next.head / group == vectors[0].head / group;
+        if (!joins) flush();
+        vectors[count++] = next;
+      }
+    }
+    flush();
+  }
+
+  static void ProjectResidual(const ProjectResidualArgs& a, int panel_begin, int panel_end) {
+    alignas(64) float tile[kTileRows * kPanelRows];
+    for (int p = panel_begin; p < panel_end; ++p) {
+      const int first = p * kPanelRows;
+      const int count = a.w->rows - first < kPanelRows ? a.w->rows - first : kPanelRows;
+      for (int r0 = 0; r0 < a.rows; r0 += kTileRows) {
+        const int n = a.rows - r0 < kTileRows ? a.rows - r0 : kTileRows;
+        T::MatmulTile(*a.w, p, *a.in, r0, n, tile);
+        for (int r = 0; r < n; ++r) {
+          float* x = a.x + static_cast<size_t>(r0 + r) * static_cast<size_t>(a.w->rows) + first;
+          for (int i = 0; i < count; ++i) x[i] += tile[r * kPanelRows + i];
+        }
+      }
+    }
+  }
+
+  static void GateUpSwiglu(const GateUpSwigluArgs& a, int panel_begin, int panel_end) {
+    alignas(64) float gate[kTileRows * kPanelRows];
+    alignas(64) float up[kTileRows * kPanelRows];
+    for (int p = panel_begin; p < panel_end; ++p) {
+      const int first = p * kPanelRows;
+      const int count = a.gate->rows - first < kPanelRows ? a.gate->rows - first : kPanelRows;
+      for (int r0 = 0; r0 < a.rows; r0 += kTileRows) {
+        const int n = a.rows - r0 < kTileRows ? a.rows - r0 : kTileRows;
+        T::MatmulTile(*a.gate, p, *a.in, r0, n, gate);
+        T::MatmulTile(*a.up, p, *a.in, r0, n, up);
+        for (int r = 0; r < n; ++r) {
+          float* v = gate + r * kPanelRows;
+          T::Swiglu(v, up + r * kPanelRows, v);
+          T::StoreBlock(*a.out, p, r0 + r, v, count);
+        }
+      }
+    }
+  }
+
+  static void Head(const HeadArgs& a, int panel_begin, int panel_end) {
+    alignas(64) float tile[kTileRows * kPanelRows];
+    for (int p = panel_begin; p < panel_end; ++p) {
+      const int first = p * kPanelRows;
+      const int count = a.w->rows - first < kPanelRows ? a.w->rows - first : kPanelRows;
+      for (int r0 = 0; r0 < a.rows; r0 += kTileRows) {
+        const int n = a.rows - r0 < kTileRows ? a.rows - r0 : kTileRows;
+        T::MatmulTile(*a.w, p, *a.in, r0, n, tile);
+        for (int r = 0; r < n; ++r) {
+          std::memcpy(a.logits + static_cast<size_t>(r0 + r) * static_cast<size_t>(a.w->rows) + first,
+                      tile + r * kPanelRows, static_cast<size_t>(count) * sizeof(float));
+        }
+      }
+    }
+  }
+
+  static constexpr KernelTable Table(const char* name) {
+    return {name,           NormQuantise, QkvRopeAppend, PagedAttention, ProjectResidual,
+            GateUpSwiglu,   Head,         T::Summarise};
+  }
+};
+
+}  // namespace
+}  // namespace cogumi

@@ -1,0 +1,267 @@
+// The reference: simple loops, any x86-64, every format, float32 or quantised activations.
+#include <cmath>
+#include <cstring>
+
+#include "engine/core/half.h"
+#include "engine/kernels/fused_ops.h"
+#include "engine/kernels/registry.h"
+
+namespace cogumi {
+namespace {
+
+struct Reference {
+  static constexpr int kAttendVectors = 1;
+
+  static float SumOfSquares(const float* x, int n) {
+    double sum = 0;
+    for (int i = 0; i < n; ++i) sum += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+    return static_cast<float>(sum);
+  }
+
+  static void StoreBlock(Activations& a, int block, int row, const float* v, int n) {
+    if (a.want_f32) {
+      std::memcpy(a.f32 + static_cast<size_t>(row) * static_cast<size_t>(a.inputs) +
+                      block * kBlockInputs,
+                  v, static_cast<size_t>(n) * sizeof(float));
+    }
+    if (!a.want_quantised) return;
+    float largest = 0;
+    for (int i = 0; i < n; ++i) largest = std::fmax(largest, std::fabs(v[i]));
+    // 32512 = 127 * 256: the high plane stays within int8 after rounding up the low one.
+    const float top = a.int16 ? 32512.0f : 127.0f;
+    const float inverse = largest > 0 ? top / largest : 0.0f;
+    int8_t* codes = a.codes + static_cast<size_t>(block) * a.code_stride +
+                    static_cast<size_t>(row) * static_cast<size_t>(a.BytesPerRow());
+    int sum = 0;
+    int half_sum = 0;
+    for (int i = 0; i < kBlockInputs; ++i) {
+      const int code = i < n ? static_cast<int>(std::nearbyint(v[i] * inverse)) : 0;
+      if (a.int16) {
+        const int high = (code + 128) >> 8;
+        codes[i] = static_cast<int8_t>(high);
+        codes[32 + i] = static_cast<int8_t>(code - 256 * high);
+      } else {
+        codes[i] = static_cast<int8_t>(code);
+      }
+      sum += code;
+      if (i < 16) half_sum += code;
+    }
+    const size_t at = static_cast<size_t>(block) * a.row_stride + static_cast<size_t>(row);
+    a.scale[at] = largest / top;
+    a.scaled_sum[at] = a.scale[at] * static_cast<float>(sum);
+    a.sum[at] = sum;
+    a.half_sum[at] = half_sum;
+  }
+
+  static void ToHalf(const float* v, uint16_t* out) {
+    for (int i = 0; i < kPanelRows; ++i) out[i] = FloatToHalf(v[i]);
+  }
+
+  // The weights of one record as codes [32 inputs][32 rows].
+  static void Codes(const WeightFormat& f, const uint8_t* record, int32_t* codes) {
+    for (int i = 0; i < kBlockInputs; ++i) {
+      const uint8_t* tile = record + (i / 4) * 64;
+      for (int r = 0; r < 16; ++r) {
+        const uint8_t byte = tile[4 * r + i % 4];
+        codes[i * 32 + r] = f.bits == 4 ? byte & 15 : byte;
+        codes[i * 32 + 16 + r] = f.bits == 4 ? byte >> 4 : tile[512 + 4 * r + i % 4];
+      }
+    }
+  }
+
+  static void Scales(const WeightFormat& f, const uint8_t* from, float* scales) {
+    for (int i = 0; i < 32 * (32 / f.group); ++i) {
+      if (f.f32_scales) {
+        std::memcpy(scales + i, from + 4 * i, 4);
+      } else {
+        uint16_t half;
+        std::memcpy(&half, from + 2 * i, 2);
+        scales[i] = HalfToFloat(half);
+      }
+    }
+  }
+
+  static void MatmulQuantised(const PackedMatrix& w, int panel, const Activations& a, int row,
+                              int n, float* tile) {
+    const WeightFormat& f = w.format;
+    int32_t codes[32 * 32];
+    float scale[64];
+    float minimum[64] = {};
+    const uint8_t* record = w.Panel(panel);
+    for (int b = 0; b < w.inputs / kBlockInputs; ++b, record += f.RecordBytes()) {
+      Codes(f, record, codes);
+      Scales(f, record + f.TileBytes(), scale);
+      if (f.has_minimum) Scales(f, record + f.TileBytes() + f.ScaleBytes(), minimum);
+      for (int c = 0; c < n; ++c) {
+        const int8_t* x = a.codes + static_cast<size_t>(b) * a.code_stride +
+                          static_cast<size_t>(row + c) * static_cast<size_t>(a.BytesPerRow());
+        const float x_scale =
+            a.scale[static_cast<size_t>(b) * a.row_stride + static_cast<size_t>(row + c)];
+        for (int g = 0; g < 32 / f.group; ++g) {
+          int32_t dot[32] = {};
+          int32_t sum = 0;
+          for (int i = g * f.group; i < (g + 1) * f.group; ++i) {
+            const int code = a.int16 ? 256 * x[i] + x[32 + i] : x[i];
+            sum += code;
+            for (int r = 0; r < 32; ++r) dot[r] += code * codes[i * 32 + r];
+          }
+          for (int r = 0; r < 32; ++r) {
+            const float whole = static_cast<float>(dot[r] - f.zero * sum) * x_scale;
+            float& out = tile[c * 32 + r];
+            out += whole * scale[g * 32 + r];
+            if (f.has_minimum) out += minimum[g * 32 + r] * (x_scale * static_cast<float>(sum));
+          }
+        }
+      }
+    }
+  }
+
+  // Float32 activations against dequantised weights.
+  static void MatmulFloat(const PackedMatrix& w, int panel, const Activations& a, int row, int n,
+                          float* tile) {
+    const WeightFormat& f = w.format;
+    const uint8_t* data = w.Panel(panel);
+    int32_t codes[32 * 32];
+    float scale[64];
+    float minimum[64] = {};
+    float weights[32 * 32];
+    for (int k0 = 0; k0 < w.inputs; k0 += 32) {
+      const int m = w.inputs - k0 < 32 ? w.inputs - k0 : 32;
+      if (f.kind == WeightKind::kQuantised) {
+        Codes(f, data, codes);
+        Scales(f, data + f.TileBytes(), scale);
+        if (f.has_minimum) Scales(f, data + f.TileBytes() + f.ScaleBytes(), minimum);
+        data += f.RecordBytes();
+        for (int i = 0; i < 32; ++i) {
+          const int g = i / f.group;
+          for (int r = 0; r < 32; ++r) {
+            weights[i * 32 + r] =
+                scale[g * 32 + r] * static_cast<float>(codes[i * 32 + r] - f.zero) +
+                minimum[g * 32 + r];
+          }
+        }
+      } else {
+        for (int i = 0; i < m * 32; ++i) {
+          if (f.kind == WeightKind::kF32) {
+            std::memcpy(weights + i, data + 4 * i, 4);
+          } else {
+            uint16_t bits;
+            std::memcpy(&bits, data + 2 * i, 2);
+            weights[i] = f.kind == WeightKind::kF16 ? HalfToFloat(bits) : Bf16ToFloat(bits);
+          }
+        }
+        data += static_cast<size_t>(m) * 32 * (f.kind == WeightKind::kF32 ? 4 : 2);
+      }
+      for (int c = 0; c < n; ++c) {
+        const float* x =
+            a.f32 + static_cast<size_t>(row + c) * static_cast<size_t>(a.inputs) + k0;
+        float* out = tile + c * 32;
+        for (int i = 0; i < m; ++i) {
+          for (int r = 0; r < 32; ++r) out[r] += x[i] * weights[i * 32 + r];
+        }
+      }
+    }
+  }
+
+  static void MatmulTile(const PackedMatrix& w, int panel, const Activations& a, int row, int n,
+                         float* tile) {
+    std::memset(tile, 0, static_cast<size_t>(n) * 32 * sizeof(float));
+    if (w.format.kind == WeightKind::kQuantised && a.want_quantised) {
+      MatmulQuantised(w, panel, a, row, n, tile);
+    } else {
+      MatmulFloat(w, panel, a, row, n, tile);
+    }
+  }
+
+  static void Swiglu(const float* gate, const float* up, float* out) {
+    for (int i = 0; i < kPanelRows; ++i) out[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
+  }
+
+  static float Kv(const std::byte* base, bool f32, int index) {
+    if (f32) return reinterpret_cast<const float*>(base)[index];
+    return HalfToFloat(reinterpret_cast<const uint16_t*>(base)[index]);
+  }
+
+  static void Attend(const PagedAttentionArgs& a, const QueryVector* vectors, int count) {
+    for (int v = 0; v < count; ++v) AttendOne(a, vectors[v]);
+  }
+
+  static void AttendOne(const PagedAttentionArgs& a, const QueryVector& vector) {
+    const int head_dim = a.kv.head_dim;
+    const RowContext& context = a.context[vector.row];
+    const size_t at = static_cast<size_t>(vector.row) * static_cast<size_t>(a.heads * head_dim) +
+                      static_cast<size_t>(vector.head * head_dim);
+    const float* q = a.q + at;
+    float* out = a.out + at;
+    const size_t head = 2 * static_cast<size_t>(vector.head / (a.heads / a.kv.kv_heads));
+    std::memset(out, 0, static_cast<size_t>(head_dim) * sizeof(float));
+    float running_max = -INFINITY;
+    float running_sum = 0;
+    float p[kAttentionChunk];
+    for (int k0 = 0; k0 <= context.position; k0 += kAttentionChunk) {
+      const int n = context.position + 1 - k0 < kAttentionChunk ? context.position + 1 - k0
+                                                                : kAttentionChunk;
+      float largest = -INFINITY;
+      for (int k = 0; k < n; ++k) {
+        const std::byte* page = context.pages[(k0 + k) / 64] + a.kv.layer_offset;
+        const std::byte* keys = page + head * a.kv.head_bytes;
+        float score = 0;
+        for (int d = 0; d < head_dim; ++d) score += q[d] * Kv(keys, a.kv.f32, d * 64 + k % 64);
+        p[k] = score;
+        largest = std::fmax(largest, score);
+      }
+      const float next_max = std::fmax(running_max, largest);
+      const float keep = std::exp(running_max - next_max);
+      float sum = 0;
+      for (int d = 0; d < head_dim; ++d) out[d] *= keep;
+      for (int k = 0; k < n; ++k) {
+        const std::byte* page = context.pages[(k0 + k) / 64] + a.kv.layer_offset;
+        const std::byte* values = page + (head + 1) * a.kv.head_bytes;
+        const float weight = std::exp(p[k] - next_max);
+        sum += weight;
+        for (int d = 0; d < head_dim; ++d) {
+          out[d] += weight * Kv(values, a.kv.f32, (k % 64) * head_dim + d);
+        }
+      }
+      running_sum = running_sum * keep + sum;
+      running_max = next_max;
+    }
+    for (int d = 0; d < head_dim; ++d) out[d] /= running_sum;
+  }
+
+  static LogitPartial Summarise(const float* logits, int first, int count) {
+    LogitPartial s;
+    s.max = -INFINITY;
+    s.second = -INFINITY;
+    s.argmax = first;
+    for (int i = first; i < first + count; ++i) {
+      s.finite = s.finite && std::isfinite(logits[i]);
+      if (logits[i] > s.max) {
+        s.second = s.max;
+        s.max = logits[i];
+        s.argmax = i;
+      } else if (logits[i] > s.second) {
+        s.second = logits[i];
+      }
+    }
+    double sum = 0;
+    double sum_x = 0;
+    for (int i = first; i < first + count; ++i) {
+      const double x = static_cast<double>(logits[i]) - static_cast<double>(s.max);
+      const double e = std::exp(x);
+      sum += e;
+      sum_x += e * x;
+    }
+    s.sum_exp = static_cast<float>(sum);
+    s.sum_exp_x = static_cast<float>(sum_x);
+    return s;
+  }
+};
+
+constexpr KernelTable kTable = FusedOps<Reference>::Table("reference");
+
+}  // namespace
+
+const KernelTable& ReferenceKernels() { return kTable; }
+
+}  // namespace cogumi

@@ -1,0 +1,122 @@
+// The fused operations of a transformer layer: plain arguments, one function each per tier.
+//
+// Every function computes a share of the work (a range of rows, panels or items), so that the
+// caller splits it over threads; the arithmetic of an output element never depends on the split,
+// on the number of rows, or on its neighbours. Pointers never overlap unless said.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "engine/kernels/activations.h"
+#include "engine/kernels/packed_matrix.h"
+
+namespace cogumi {
+
+// out = RMSNorm(x) * weight, in the forms that `out` wants; weight null: no norm, x as it is.
+struct NormQuantiseArgs {
+  const float* x = nullptr;  // [rows][stride]
+  size_t stride = 0;
+  const float* weight = nullptr;  // [inputs]
+  float epsilon = 0;
+  const int32_t* row_index = nullptr;  // source row of output row i; null: i
+  Activations* out = nullptr;
+};
+
+// Where the keys and values of a row go and which pages it sees.
+struct RowContext {
+  std::byte* const* pages = nullptr;  // of its sequence: page -> memory of the whole page
+  int32_t position = 0;
+};
+
+struct KvLayout {
+  bool f32 = false;  // else fp16
+  int head_dim = 0;
+  int kv_heads = 0;
+  size_t head_bytes = 0;    // of K, then the same of V
+  size_t layer_offset = 0;  // bytes from the start of a page to this layer
+};
+
+// q = RoPE(Wq x) * 1/sqrt(head_dim) into `q`; RoPE(Wk x) and Wv x into the cache.
+// RoPE rotates adjacent pairs, as GGUF stores llama's rows. Panels: of Wq, then Wk, then Wv.
+struct QkvRopeAppendArgs {
+  const PackedMatrix* wq = nullptr;
+  const PackedMatrix* wk = nullptr;
+  const PackedMatrix* wv = nullptr;
+  const Activations* in = nullptr;
+  int rows = 0;
+  float* q = nullptr;               // [rows][heads * head_dim]
+  const RowContext* context = nullptr;  // [rows]
+  const float* cosine = nullptr;    // [rows][rope_dim / 2]
+  const float* sine = nullptr;
+  int rope_dim = 0;
+  KvLayout kv;
+};
+
+// One query head of a run of consecutive rows of one sequence.
+struct AttentionItem {
+  int32_t first_row = 0;
+  int32_t rows = 0;
+  int32_t head = 0;
+};
+
+// out = softmax(q K) V over keys 0..position; keys in chunks of kAttentionChunk at fixed absolute
+// positions, merged in order (online softmax, Milakov and Gimelshein 2018, arXiv:1805.02867).
+inline constexpr int kAttentionChunk = 256;
+struct PagedAttentionArgs {
+  const float* q = nullptr;    // [rows][heads * head_dim], scaled
+  float* out = nullptr;        // [rows][heads * head_dim]
+  const RowContext* context = nullptr;
+  const AttentionItem* items = nullptr;
+  int heads = 0;
+  KvLayout kv;
+};
+
+// x += W in. x: [rows][W rows].
+struct ProjectResidualArgs {
+  const PackedMatrix* w = nullptr;
+  const Activations* in = nullptr;
+  int rows = 0;
+  float* x = nullptr;
+};
+
+// out = SiLU(Wgate in) * (Wup in), in the forms that `out` wants.
+struct GateUpSwigluArgs {
+  const PackedMatrix* gate = nullptr;
+  const PackedMatrix* up = nullptr;
+  const Activations* in = nullptr;
+  int rows = 0;
+  Activations* out = nullptr;
+};
+
+// logits = W in. [rows][W rows]
+struct HeadArgs {
+  const PackedMatrix* w = nullptr;
+  const Activations* in = nullptr;
+  int rows = 0;
+  float* logits = nullptr;
+};
+
+// Partial statistics of a fixed chunk of a row of logits.
+inline constexpr int kSummaryChunk = 2048;
+struct LogitPartial {
+  float max = 0;
+  float second = 0;
+  int32_t argmax = 0;
+  float sum_exp = 0;    // of exp(x - max)
+  float sum_exp_x = 0;  // of exp(x - max) * (x - max)
+  bool finite = true;
+};
+
+struct KernelTable {
+  const char* name;
+  void (*norm_quantise)(const NormQuantiseArgs&, int row_begin, int row_end);
+  void (*qkv_rope_append)(const QkvRopeAppendArgs&, int panel_begin, int panel_end);
+  void (*paged_attention)(const PagedAttentionArgs&, int item_begin, int item_end);
+  void (*project_residual)(const ProjectResidualArgs&, int panel_begin, int panel_end);
+  void (*gate_up_swiglu)(const GateUpSwigluArgs&, int panel_begin, int panel_end);
+  void (*head)(const HeadArgs&, int panel_begin, int panel_end);
+  LogitPartial (*summarise)(const float* logits, int first, int count);
+};
+
+}  // namespace cogumi

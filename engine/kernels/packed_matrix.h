@@ -1,0 +1,66 @@
+// Weight matrices in the layout that the kernels read; made without loss by model/packing.h.
+//
+// Rows are taken in panels of 32. A panel of a quantised matrix is a sequence of records, one per
+// 32 inputs: 8 (4-bit) or 16 (8-bit) tiles of 64 bytes, then scales, then minimums, so that one
+// stream of memory feeds a kernel. A tile is 16 rows x 4 inputs, byte 4 * row + input: a VNNI
+// register. 4-bit tiles hold row r in the low and row r + 16 in the high nibble; 8-bit tiles 0-7
+// hold rows 0-15 and tiles 8-15 rows 16-31. A panel of a float matrix is [inputs][32 rows].
+// Rows beyond the matrix are zero.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace cogumi {
+
+inline constexpr int kPanelRows = 32;
+inline constexpr int kBlockInputs = 32;
+
+enum class WeightKind : uint8_t { kQuantised, kF32, kF16, kBF16 };
+
+// value = scale * (code - zero), or scale * code + minimum.
+struct WeightFormat {
+  WeightKind kind = WeightKind::kF32;
+  uint8_t bits = 0;          // 4 | 8
+  uint8_t group = 0;         // inputs that share a scale: 16 | 32
+  bool has_minimum = false;  // else the integer zero
+  bool f32_scales = false;   // else fp16
+  uint8_t zero = 0;
+
+  constexpr size_t TileBytes() const { return bits == 4 ? 512 : 1024; }
+  constexpr size_t ScaleBytes() const {
+    return static_cast<size_t>(32 / group) * 32 * (f32_scales ? 4 : 2);
+  }
+  constexpr size_t RecordBytes() const {
+    return TileBytes() + ScaleBytes() * (has_minimum ? 2 : 1);
+  }
+};
+
+// A view; the weights' arena owns the bytes (64-byte aligned).
+struct PackedMatrix {
+  WeightFormat format;
+  int rows = 0;    // outputs
+  int inputs = 0;  // quantised: a multiple of 32
+  uint8_t* data = nullptr;
+
+  int Panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
+  size_t PanelBytes() const {
+    switch (format.kind) {
+      case WeightKind::kQuantised:
+        return static_cast<size_t>(inputs / kBlockInputs) * format.RecordBytes();
+      case WeightKind::kF32:
+        return static_cast<size_t>(inputs) * kPanelRows * 4;
+      case WeightKind::kF16:
+      case WeightKind::kBF16:
+        return static_cast<size_t>(inputs) * kPanelRows * 2;
+    }
+    return 0;
+  }
+  size_t Bytes() const { return PanelBytes() * static_cast<size_t>(Panels()); }
+  const uint8_t* Panel(int i) const { return data + static_cast<size_t>(i) * PanelBytes(); }
+};
+
+// One row as float32, out[inputs]; the embedding lookup.
+void UnpackRow(const PackedMatrix& matrix, int row, float* out);
+
+}  // namespace cogumi

@@ -1,0 +1,84 @@
+#include "engine/kernels/registry.h"
+
+#include <cstdlib>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+
+namespace cogumi {
+namespace {
+
+bool HasAvx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+}
+
+bool HasAvx512Vnni() {
+  return HasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+
+struct Tier {
+  const KernelTable& (*table)();
+  bool (*supported)();
+};
+
+// Best first.
+constexpr Tier kTiers[] = {
+    {Avx512VnniKernels, HasAvx512Vnni},
+    {Avx2Kernels, HasAvx2},
+    {ReferenceKernels, [] { return true; }},
+};
+
+}  // namespace
+
+std::vector<const KernelTable*> SupportedKernels() {
+  std::vector<const KernelTable*> tables;
+  for (const Tier& tier : kTiers) {
+    if (tier.supported()) tables.push_back(&tier.table());
+  }
+  return tables;
+}
+
+absl::StatusOr<const KernelTable*> SelectKernels(std::string_view name) {
+  std::string wanted(name);
+  if (wanted.empty()) {
+    if (const char* env = std::getenv("COGUMI_KERNELS"); env != nullptr) wanted = env;
+  }
+  if (wanted.empty()) return SupportedKernels().front();
+  std::vector<std::string> known;
+  for (const Tier& tier : kTiers) {
+    const KernelTable& table = tier.table();
+    known.emplace_back(table.name);
+    if (wanted != table.name) continue;
+    if (!tier.supported()) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "kernels: this CPU cannot run '", wanted, "' (it has ", CpuFeatures(), ")"));
+    }
+    return &table;
+  }
+  return absl::InvalidArgumentError(absl::StrCat("kernels: unknown tier '", wanted,
+                                                 "'; known: ", absl::StrJoin(known, ", ")));
+}
+
+std::string CpuFeatures() {
+  std::vector<std::string> features;
+#define COGUMI_FEATURE(name) \
+  if (__builtin_cpu_supports(name)) features.emplace_back(name)
+  COGUMI_FEATURE("sse4.2");
+  COGUMI_FEATURE("avx2");
+  COGUMI_FEATURE("fma");
+  COGUMI_FEATURE("f16c");
+  COGUMI_FEATURE("avx512f");
+  COGUMI_FEATURE("avx512bw");
+  COGUMI_FEATURE("avx512vl");
+  COGUMI_FEATURE("avx512dq");
+  COGUMI_FEATURE("avx512vnni");
+  COGUMI_FEATURE("avx512vbmi2");
+  COGUMI_FEATURE("avx512bf16");
+#undef COGUMI_FEATURE
+  return absl::StrJoin(features, " ");
+}
+
+}  // namespace cogumi

@@ -1,0 +1,18 @@
+// From GGUF's blocks to the kernels' layout, without loss.
+#pragma once
+
+#include <cstdint>
+
+#include "engine/io/gguf.h"
+#include "engine/kernels/packed_matrix.h"
+
+namespace cogumi {
+
+// The layout that holds every value of the type exactly. K-quants get float32 scales: the product
+// of a super-block's fp16 scale and a 6-bit (Q6_K: 8-bit) factor needs 17 (19) bits.
+WeightFormat PackedFormatOf(GgmlType type);
+
+// Writes panel `panel` of `matrix` (whose format is PackedFormatOf(type)) from the tensor's rows.
+void PackPanel(GgmlType type, const std::byte* tensor_data, const PackedMatrix& matrix, int panel);
+
+}  // namespace cogumi

@@ -1,0 +1,407 @@
+// The llama forward pass, written down plainly. See engine/kernels/ops.h for the operations.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "engine/core/status_macros.h"
+#include "engine/io/gguf.h"
+#include "engine/kernels/registry.h"
+#include "engine/model/activation_buffer.h"
+#include "engine/model/model.h"
+#include "engine/model/weights.h"
+
+namespace cogumi {
+namespace {
+
+// With up to this many rows every thread normalises and quantises them for itself: cheaper than a
+// barrier. The result is the same either way.
+constexpr int kPrivateRows = 4;
+// Rows of one attention item: small enough to balance the threads on a triangular prompt.
+constexpr int kAttentionRows = 16;
+
+// What a matrix product needs of its input.
+struct InputForms {
+  bool quantised = false;
+  bool f32 = false;
+  void Add(const PackedMatrix& w, ActivationFormat format) {
+    const bool codes =
+        w.format.kind == WeightKind::kQuantised && format != ActivationFormat::kF32;
+    (codes ? quantised : f32) = true;
+  }
+};
+
+class Transformer : public Model {
+ public:
+  Transformer(ModelConfig config, const ModelOptions& options, const KernelTable* kernels,
+              std::unique_ptr<Weights> weights, ThreadPool* pool)
+      : config_(std::move(config)),
+        options_(options),
+        kernels_(*kernels),
+        weights_(std::move(weights)),
+        pool_(*pool) {
+    const char* activations = options.activations == ActivationFormat::kInt16  ? "int16"
+                              : options.activations == ActivationFormat::kInt8 ? "int8"
+                                                                               : "f32";
+    kernel_configuration_ =
+        absl::StrCat(kernels_.name, "/", activations,
+                     options.kv_format == KvFormat::kF32 ? "/kv-f32" : "/kv-f16");
+    const size_t rows = static_cast<size_t>(options.max_rows);
+    const size_t width = static_cast<size_t>(config_.embedding_length);
+    const size_t q_width = static_cast<size_t>(config_.heads * config_.head_dim);
+    x_.resize(rows * width);
+    q_.resize(rows * q_width);
+    attention_.resize(rows * q_width);
+    context_.resize(rows);
+    cosine_.resize(rows * static_cast<size_t>(config_.rope_dim / 2));
+    sine_.resize(cosine_.size());
+    rope_frequencies_.resize(static_cast<size_t>(config_.rope_dim / 2));
+    for (size_t i = 0; i < rope_frequencies_.size(); ++i) {
+      rope_frequencies_[i] =
+          std::pow(static_cast<double>(config_.rope_base),
+                   -2.0 * static_cast<double>(i) / static_cast<double>(config_.rope_dim)) /
+          static_cast<double>(weights_->rope_factors[i]);
+    }
+    logits_.resize(static_cast<size_t>(options.max_logit_rows) *
+                   static_cast<size_t>(config_.vocabulary_size));
+    summaries_.resize(static_cast<size_t>(options.max_logit_rows));
+    const int chunks = (config_.vocabulary_size + kSummaryChunk - 1) / kSummaryChunk;
+    partials_.resize(static_cast<size_t>(options.max_logit_rows) * static_cast<size_t>(chunks));
+
+    const bool int16 = options.activations != ActivationFormat::kInt8;
+    const int inputs = std::max({config_.embedding_length, config_.heads * config_.head_dim});
+    shared_.Allocate(inputs, options.max_rows, int16);
+    ffn_.Allocate(config_.feed_forward_length, options.max_rows, int16);
+    shared_views_.assign(static_cast<size_t>(pool_.size()), shared_.view);
+    private_.resize(static_cast<size_t>(pool_.size()));
+    for (ActivationBuffer& buffer : private_) buffer.Allocate(inputs, kPrivateRows, int16);
+  }
+
+  const ModelConfig& config() const override { return config_; }
+  const std::string& kernel_configuration() const override { return kernel_configuration_; }
+  KvShape kv_shape() const override {
+    return {config_.layers, config_.kv_heads, config_.head_dim, options_.kv_format};
+  }
+  const float* Logits(int32_t index) const override {
+    return logits_.data() +
+           static_cast<size_t>(index) * static_cast<size_t>(config_.vocabulary_size);
+  }
+  const LogitSummary& Summary(int32_t index) const override {
+    return summaries_[static_cast<size_t>(index)];
+  }
+
+  absl::Status Forward(const StepPlan& plan, KvCache& cache) override {
+    RETURN_IF_ERROR(Check(plan, cache));
+    Prepare(plan, cache);
+    pool_.Run([&](int thread) { RunThread(plan, cache.shape(), thread); });
+    MergeSummaries(static_cast<int>(plan.logit_rows.size()));
+    return absl::OkStatus();
+  }
+
+ private:
+  absl::Status Check(const StepPlan& plan, const KvCache& cache) const {
+    const auto bad = [](auto&&... parts) {
+      return absl::InvalidArgumentError(absl::StrCat("step plan: ", parts...));
+    };
+    const int rows = plan.Rows();
+    if (rows < 1 || rows > options_.max_rows) {
+      return bad(rows, " rows, limit [1, ", options_.max_rows, "]");
+    }
+    if (static_cast<int>(plan.roles.size()) != rows) return bad(plan.roles.size(), " roles");
+    if (plan.logit_rows.size() > static_cast<size_t>(options_.max_logit_rows)) {
+      return bad(plan.logit_rows.size(), " logit rows, limit ", options_.max_logit_rows);
+    }
+    int32_t previous = -1;
+    for (const int32_t row : plan.logit_rows) {
+      if (row <= previous || row >= rows) return bad("logit row ", row, " after ", previous);
+      previous = row;
+    }
+    for (const TokenId token : plan.tokens) {
+      if (token < 0 || token >= config_.vocabulary_size) {
+        return bad("token ", token, ", vocabulary ", config_.vocabulary_size);
+      }
+    }
+    int next = 0;
+    for (const StepSequence& sequence : plan.sequences) {
+      if (sequence.first_row != next || sequence.rows < 1) {
+        return bad("sequence rows begin at ", sequence.first_row, ", expected ", next);
+      }
+      if (sequence.adapter != -1) return absl::UnimplementedError("step plan: adapters");
+      if (sequence.first_position < 0 ||
+          sequence.first_position > config_.context_length - sequence.rows) {
+        return bad("positions from ", sequence.first_position, ", context ",
+                   config_.context_length);
+      }
+      const int32_t end = sequence.first_position + sequence.rows;
+      if (sequence.pages == nullptr ||
+          static_cast<int>(sequence.pages->size()) < KvCache::PagesFor(end)) {
+        return bad("no pages for position ", end - 1);
+      }
+      for (int i = 0; i < KvCache::PagesFor(end); ++i) {
+        const PageId page = (*sequence.pages)[static_cast<size_t>(i)];
+        if (page < 0 || page >= cache.capacity_pages()) return bad("page ", page);
+      }
+      next += sequence.rows;
+    }
+    if (next != rows) return bad("sequences cover ", next, " of ", rows, " rows");
+    return absl::OkStatus();
+  }
+
+  // Per row: position, pages and rotation; per thread: its share of the attention.
+  void Prepare(const StepPlan& plan, const KvCache& cache) {
+    page_bases_.clear();
+    for (const StepSequence& s : plan.sequences) {
+      for (int i = 0; i < KvCache::PagesFor(s.first_position + s.rows); ++i) {
+        page_bases_.push_back(cache.Head((*s.pages)[static_cast<size_t>(i)], 0, 0));
+      }
+    }
+    items_.clear();
+    std::vector<double>& cost = item_cost_;
+    cost.assign(1, 0.0);
+    size_t base = 0;
+    const size_t half = rope_frequencies_.size();
+    for (const StepSequence& s : plan.sequences) {
+      for (int r = 0; r < s.rows; ++r) {
+        const size_t row = static_cast<size_t>(s.first_row + r);
+        const int position = s.first_position + r;
+        context_[row] = {page_bases_.data() + base, position};
+        for (size_t i = 0; i < half; ++i) {
+          const double angle = static_cast<double>(position) * rope_frequencies_[i];
+          cosine_[row * half + i] = static_cast<float>(std::cos(angle));
+          sine_[row * half + i] = static_cast<float>(std::sin(angle));
+        }
+      }
+      for (int r = 0; r < s.rows; r += kAttentionRows) {
+        const int n = std::min(kAttentionRows, s.rows - r);
+        for (int head = 0; head < config_.heads; ++head) {
+          items_.push_back({s.first_row + r, n, head});
+          cost.push_back(cost.back() + n * (s.first_position + r + 0.5 * n + kKvPageTokens));
+        }
+      }
+      base += static_cast<size_t>(KvCache::PagesFor(s.first_position + s.rows));
+    }
+    share_.assign(static_cast<size_t>(pool_.size()) + 1, static_cast<int>(items_.size()));
+    share_[0] = 0;
+    for (int t = 1; t < pool_.size(); ++t) {
+      const double until = cost.back() * t / pool_.size();
+      share_[static_cast<size_t>(t)] =
+          static_cast<int>(std::lower_bound(cost.begin(), cost.end(), until) - cost.begin());
+    }
+  }
+
+  // Normalises (or only quantises) rows for the next product: privately when there are few.
+  const Activations& Normalise(const float* x, const float* weight, int inputs, int rows,
+                               const int32_t* row_index, InputForms forms, int thread) {
+    const bool few = rows <= kPrivateRows;
+    // Each thread has its own view; the shared ones point to the same memory.
+    Activations& out = few ? private_[static_cast<size_t>(thread)].view
+                           : shared_views_[static_cast<size_t>(thread)];
+    out.inputs = inputs;
+    out.want_quantised = forms.quantised;
+    out.want_f32 = forms.f32;
+    NormQuantiseArgs args;
+    args.x = x;
+    args.stride = static_cast<size_t>(inputs);
+    args.weight = weight;
+    args.epsilon = config_.rms_epsilon;
+    args.row_index = row_index;
+    args.out = &out;
+    if (few) {
+      kernels_.norm_quantise(args, 0, rows);
+    } else {
+      const auto [begin, end] = pool_.Share(rows, thread);
+      kernels_.norm_quantise(args, begin, end);
+      pool_.Barrier();
+    }
+    return out;
+  }
+
+  void RunThread(const StepPlan& plan, const KvShape& kv, int thread) {
+    const int rows = plan.Rows();
+    const int width = config_.embedding_length;
+    const int q_width = config_.heads * config_.head_dim;
+    const ActivationFormat format = options_.activations;
+    {
+      const auto [begin, end] = pool_.Share(rows, thread);
+      for (int row = begin; row < end; ++row) {
+        UnpackRow(weights_->embedding, plan.tokens[static_cast<size_t>(row)],
+                  x_.data() + static_cast<size_t>(row) * static_cast<size_t>(width));
+      }
+      pool_.Barrier();
+    }
+    KvLayout layout;
+    layout.f32 = kv.format == KvFormat::kF32;
+    layout.head_dim = kv.head_dim;
+    layout.kv_heads = kv.kv_heads;
+    layout.head_bytes = kv.HeadBytes();
+    for (size_t l = 0; l < weights_->layers.size(); ++l) {
+      const LayerWeights& layer = weights_->layers[l];
+      layout.layer_offset = 2 * kv.HeadBytes() * static_cast<size_t>(kv.kv_heads) * l;
+
+      InputForms forms;
+      for (const PackedMatrix* w : {&layer.q, &layer.k, &layer.v}) forms.Add(*w, format);
+      QkvRopeAppendArgs qkv;
+      qkv.in = &Normalise(x_.data(), layer.attention_norm, width, rows, nullptr, forms, thread);
+      qkv.wq = &layer.q;
+      qkv.wk = &layer.k;
+      qkv.wv = &layer.v;
+      qkv.rows = rows;
+      qkv.q = q_.data();
+      qkv.context = context_.data();
+      qkv.cosine = cosine_.data();
+      qkv.sine = sine_.data();
+      qkv.rope_dim = config_.rope_dim;
+      qkv.kv = layout;
+      Panels(layer.q.Panels() + layer.k.Panels() + layer.v.Panels(), thread,
+             [&](int begin, int end) { kernels_.qkv_rope_append(qkv, begin, end); });
+
+      PagedAttentionArgs attention;
+      attention.q = q_.data();
+      attention.out = attention_.data();
+      attention.context = context_.data();
+      attention.items = items_.data();
+      attention.heads = config_.heads;
+      attention.kv = layout;
+      kernels_.paged_attention(attention, share_[static_cast<size_t>(thread)],
+                               share_[static_cast<size_t>(thread) + 1]);
+      pool_.Barrier();
+
+      forms = {};
+      forms.Add(layer.o, format);
+      ProjectResidualArgs project;
+      project.in = &Normalise(attention_.data(), nullptr, q_width, rows, nullptr, forms, thread);
+      project.w = &layer.o;
+      project.rows = rows;
+      project.x = x_.data();
+      Panels(layer.o.Panels(), thread,
+             [&](int begin, int end) { kernels_.project_residual(project, begin, end); });
+
+      forms = {};
+      for (const PackedMatrix* w : {&layer.gate, &layer.up}) forms.Add(*w, format);
+      GateUpSwigluArgs swiglu;
+      swiglu.in = &Normalise(x_.data(), layer.ffn_norm, width, rows, nullptr, forms, thread);
+      swiglu.gate = &layer.gate;
+      swiglu.up = &layer.up;
+      swiglu.rows = rows;
+      forms = {};
+      forms.Add(layer.down, format);
+      Activations ffn = ffn_.view;  // pointers into the shared buffer
+      ffn.inputs = config_.feed_forward_length;
+      ffn.want_quantised = forms.quantised;
+      ffn.want_f32 = forms.f32;
+      swiglu.out = &ffn;
+      Panels(layer.gate.Panels(), thread,
+             [&](int begin, int end) { kernels_.gate_up_swiglu(swiglu, begin, end); });
+
+      project.in = &ffn;
+      project.w = &layer.down;
+      Panels(layer.down.Panels(), thread,
+             [&](int begin, int end) { kernels_.project_residual(project, begin, end); });
+    }
+    const int wanted = static_cast<int>(plan.logit_rows.size());
+    if (wanted == 0) return;
+    InputForms forms;
+    forms.Add(weights_->head, format);
+    HeadArgs head;
+    head.in = &Normalise(x_.data(), weights_->output_norm, width, wanted, plan.logit_rows.data(),
+                         forms, thread);
+    head.w = &weights_->head;
+    head.rows = wanted;
+    head.logits = logits_.data();
+    Panels(weights_->head.Panels(), thread,
+           [&](int begin, int end) { kernels_.head(head, begin, end); });
+    const int chunks = (config_.vocabulary_size + kSummaryChunk - 1) / kSummaryChunk;
+    const auto [begin, end] = pool_.Share(wanted * chunks, thread);
+    for (int i = begin; i < end; ++i) {
+      const int first = i % chunks * kSummaryChunk;
+      partials_[static_cast<size_t>(i)] =
+          kernels_.summarise(Logits(i / chunks), first,
+                             std::min(kSummaryChunk, config_.vocabulary_size - first));
+    }
+  }
+
+  // Runs a thread's share of the panels, then meets the others.
+  template <class Fn>
+  void Panels(int panels, int thread, const Fn& fn) {
+    const auto [begin, end] = pool_.Share(panels, thread);
+    fn(begin, end);
+    pool_.Barrier();
+  }
+
+  void MergeSummaries(int wanted) {
+    const int chunks = (config_.vocabulary_size + kSummaryChunk - 1) / kSummaryChunk;
+    for (int row = 0; row < wanted; ++row) {
+      const LogitPartial* parts = partials_.data() + static_cast<size_t>(row * chunks);
+      LogitSummary& s = summaries_[static_cast<size_t>(row)];
+      s = {};
+      s.max = -INFINITY;
+      s.second = -INFINITY;
+      for (int i = 0; i < chunks; ++i) {
+        s.finite = s.finite && parts[i].finite;
+        if (parts[i].max > s.max) {
+          s.second = std::max(s.max, parts[i].second);
+          s.max = parts[i].max;
+          s.argmax = parts[i].argmax;
+        } else {
+          s.second = std::max(s.second, parts[i].max);
+        }
+      }
+      double sum = 0;
+      double sum_x = 0;
+      for (int i = 0; i < chunks; ++i) {
+        const double shift = static_cast<double>(parts[i].max) - static_cast<double>(s.max);
+        const double e = std::exp(shift);
+        sum += static_cast<double>(parts[i].sum_exp) * e;
+        sum_x += e * (static_cast<double>(parts[i].sum_exp_x) +
+                      static_cast<double>(parts[i].sum_exp) * shift);
+      }
+      s.log_sum_exp = static_cast<double>(s.max) + std::log(sum);
+      s.entropy = std::log(sum) - sum_x / sum;
+    }
+  }
+
+  const ModelConfig config_;
+  const ModelOptions options_;
+  const KernelTable& kernels_;
+  const std::unique_ptr<Weights> weights_;
+  ThreadPool& pool_;
+  std::string kernel_configuration_;
+  std::vector<double> rope_frequencies_;  // [rope_dim / 2], radians per position
+
+  // Scratch of a step.
+  std::vector<float> x_, q_, attention_;
+  std::vector<float> cosine_, sine_;
+  std::vector<std::byte*> page_bases_;
+  std::vector<RowContext> context_;
+  std::vector<AttentionItem> items_;
+  std::vector<double> item_cost_;
+  std::vector<int> share_;  // of items_, by thread
+  ActivationBuffer shared_, ffn_;
+  std::vector<Activations> shared_views_;  // of shared_, one a thread
+  std::vector<ActivationBuffer> private_;
+  std::vector<float> logits_;
+  std::vector<LogitPartial> partials_;
+  std::vector<LogitSummary> summaries_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Model>> Model::Load(const GgufFile& file,
+                                                   const ModelOptions& options, ThreadPool* pool) {
+  // Float32 activations are the ruler's arithmetic, which only the reference kernels do.
+  const bool exact = options.activations == ActivationFormat::kF32;
+  if (exact && !options.kernels.empty() && options.kernels != "reference") {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "kernels: '", options.kernels, "' cannot be combined with f32 activations; only reference"));
+  }
+  ASSIGN_OR_RETURN(const KernelTable* kernels,
+                   SelectKernels(exact ? std::string_view("reference") : options.kernels));
+  ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::FromGguf(file));
+  ASSIGN_OR_RETURN(std::unique_ptr<Weights> weights, Weights::Load(file, config, pool));
+  return std::unique_ptr<Model>(
+      new Transformer(std::move(config), options, kernels, std::move(weights), pool));
+}
+
+}  // namespace cogumi
