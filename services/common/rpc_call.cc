@@ -53,26 +53,24 @@ grpc::ServerUnaryReactor* Unary(ServiceRuntime& runtime, grpc::CallbackServerCon
 std::shared_ptr<PendingUnary> PendingUnary::Create(ServiceRuntime& runtime,
                                                    grpc::CallbackServerContext* context,
                                                    std::string_view method) {
-  auto reactor = std::make_shared<PendingUnary>(Token(), runtime, context, method);
+  std::shared_ptr<PendingUnary> reactor(new PendingUnary(runtime, context, method));
   reactor->self_ = reactor;
   return reactor;
 }
 
 void PendingUnary::Reply(const absl::Status& status) {
-  ReplyWith([&status] { return status; });
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (replied_) return;
+    replied_ = true;
+    final_ = status;
+  }
+  Finish(ToGrpc(status));
 }
 
-void PendingUnary::ReplyWith(const std::function<absl::Status()>& fill) {
+bool PendingUnary::gone() const {
   std::lock_guard<std::mutex> lock(mutex_);
-  if (answered_) return;
-  answered_ = true;
-  final_ = fill();
-  Finish(ToGrpc(final_));
-}
-
-bool PendingUnary::answered() const {
-  std::lock_guard<std::mutex> lock(mutex_);
-  return answered_;
+  return gone_;
 }
 
 void PendingUnary::SetOnGone(std::function<void()> on_gone) {
@@ -91,10 +89,9 @@ void PendingUnary::OnCancel() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     gone_ = true;
-    if (!answered_) tell = std::move(on_gone_);
+    if (!replied_) tell = std::move(on_gone_);
   }
   if (tell) tell();
-  Reply(absl::CancelledError("the caller has gone"));
 }
 
 void PendingUnary::OnDone() {

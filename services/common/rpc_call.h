@@ -57,41 +57,32 @@ grpc::ServerUnaryReactor* Unary(ServiceRuntime& runtime, grpc::CallbackServerCon
                                 std::string_view method,
                                 const std::function<absl::Status(RpcCall&)>& handle);
 
-// A unary call that is answered later, from any thread. The reactor deletes itself; Finish counts
-// once. `OnGone` may be set to stop the work when the caller goes away.
-class PendingUnary : public grpc::ServerUnaryReactor,
-                     public std::enable_shared_from_this<PendingUnary> {
+// A unary call that is answered later, from any thread. Request and response live until the reply,
+// whatever the caller does: every call must be replied to, a cancelled one too.
+class PendingUnary : public grpc::ServerUnaryReactor {
  public:
   static std::shared_ptr<PendingUnary> Create(ServiceRuntime& runtime,
                                               grpc::CallbackServerContext* context,
                                               std::string_view method);
   RpcCall& call() { return call_; }
-  // The response must be complete. Later calls do nothing.
+  // Once; the response must be complete before.
   void Reply(const absl::Status& status);
-  // True once answered or cancelled: the response message must not be touched any more.
-  bool answered() const;
-  // Fills the response and answers in one step, unless answered before: `fill` runs under the lock
-  // that keeps the message alive.
-  void ReplyWith(const std::function<absl::Status()>& fill);
+  // The caller has gone: the work may be left out, the reply not.
+  bool gone() const;
   // Called when the caller goes before the reply, at once when it has gone already.
   void SetOnGone(std::function<void()> on_gone);
 
  private:
-  struct Token {};
-
- public:
-  PendingUnary(Token, ServiceRuntime& runtime, grpc::CallbackServerContext* context,
+  PendingUnary(ServiceRuntime& runtime, grpc::CallbackServerContext* context,
                std::string_view method)
       : call_(runtime, context, method) {}
-
- private:
   void OnCancel() override;
   void OnDone() override;
 
   RpcCall call_;
-  std::shared_ptr<PendingUnary> self_;
+  std::shared_ptr<PendingUnary> self_;  // until OnDone
   mutable std::mutex mutex_;
-  bool answered_ = false;
+  bool replied_ = false;
   bool gone_ = false;
   absl::Status final_;
   std::function<void()> on_gone_;

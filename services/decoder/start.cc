@@ -1,0 +1,107 @@
+#include "services/decoder/start.h"
+
+#include <cstdint>
+#include <cstdlib>
+#include <utility>
+
+#include "cogumi/engine.h"
+#include "engine/core/status_macros.h"
+#include "services/common/logging.h"
+#include "services/common/text.h"
+#include "services/decoder/decoder_service.h"
+
+namespace cogumi::services {
+namespace {
+
+constexpr char kDefaultModelFile[] = "SmolLM2-135M-Instruct.Q4_1.gguf";
+// The gateway sends every stream over one connection: the engine's queue is to refuse the surplus,
+// not HTTP/2's limit to hide it.
+constexpr int32_t kMaxStreams = 4096;
+
+class RunningDecoder : public RunningService {
+ public:
+  RunningDecoder() : runtime_("decoder") {}
+
+  absl::Status Start(const DecoderConfig& config, const EngineOptions& options) {
+    ASSIGN_OR_RETURN(engine_, Engine::Create(options));
+    service_ = DecoderService::Create(runtime_, *engine_,
+                                      {options.max_running, options.max_queued});
+    ASSIGN_OR_RETURN(
+        host_, ServiceHost::Create(runtime_, config.server,
+                                   {{service_->grpc_service(), DecoderService::full_name()}},
+                                   [this] { return engine_->Healthy(); }));
+    const ModelDescription& model = engine_->Model();
+    LogLine("decoder", Cat("model ", model.id, " (", model.architecture, ", ", model.quantization,
+                           ", context ", model.context_length, ") from ", model.path, ", kernels ",
+                           engine_->Configuration().kernel_configuration));
+    return absl::OkStatus();
+  }
+
+  ServiceHost& host() override { return *host_; }
+  void OnDrain() override { engine_->Drain(); }
+
+ private:
+  // Destroyed from the last to the first.
+  ServiceRuntime runtime_;
+  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<DecoderService> service_;
+  std::unique_ptr<ServiceHost> host_;
+};
+
+}  // namespace
+
+DecoderConfig::DecoderConfig() {
+  server.address = "127.0.0.1:7072";
+  server.metrics_address = "127.0.0.1:7172";
+  server.max_streams = kMaxStreams;
+}
+
+void DeclareDecoderOptions(OptionSet& set, DecoderConfig* config) {
+  EngineOptions& engine = config->engine;
+  DeclareServerOptions(set, &config->server);
+  set.String("model", &engine.model_path, "GGUF file; empty: COGUMI_MODEL or the cached default.")
+      .String("model_id", &engine.model_id, "Name of the model; empty: from the file.")
+      .Choice("chat_template", &engine.chat_template, {"", "chatml", "llama3"},
+              "Template of chat prompts; empty: by the model's own.")
+      .Int("threads", &engine.threads, 0, 1024, "Threads of a step; 0: one per core.")
+      .Choice("kernels", &engine.kernels, {"", "reference", "avx2", "avx512vnni"},
+              "Instruction-set tier; empty: the best of this machine.")
+      .Choice("activations", &config->activations, {"int16", "int8", "f32"},
+              "Format of activations; f32 is the ruler's arithmetic, and slow.")
+      .Choice("kv_format", &config->kv_format, {"f16", "f32"}, "Format of the KV cache.")
+      .Int("context_length", &engine.context_length, 0, 1 << 24,
+           "Tokens of prompt and answer; 0: the model's own.")
+      .Bytes("kv_bytes", &engine.kv_bytes, 1LL << 20, 1LL << 44, "Budget of the KV cache.")
+      .Int("max_running", &engine.max_running, 1, 4096, "Sequences in a step.")
+      .Int("max_queued", &engine.max_queued, 0, 1 << 20,
+           "Requests that wait; more are refused at once.")
+      .Int("prefill_chunk", &engine.prefill_chunk, 1, 1 << 16, "Prompt tokens in a step.")
+      .Duration("watchdog", &engine.watchdog_seconds, 0.05, 3600,
+                "A step longer than this makes the decoder unhealthy.");
+}
+
+std::string DefaultModelPath() {
+  const auto variable = [](const char* name) -> std::string {
+    const char* value = std::getenv(name);
+    return value != nullptr ? value : "";
+  };
+  std::string path = variable("COGUMI_MODEL");
+  if (!path.empty()) return path;
+  std::string cache = variable("XDG_CACHE_HOME");
+  if (cache.empty()) cache = variable("HOME") + "/.cache";
+  return Cat(cache, "/cogumi/models/", kDefaultModelFile);
+}
+
+absl::StatusOr<std::unique_ptr<RunningService>> StartDecoder(const DecoderConfig& config) {
+  EngineOptions options = config.engine;
+  if (options.model_path.empty()) options.model_path = DefaultModelPath();
+  options.activations = config.activations == "int8"  ? ActivationFormat::kInt8
+                        : config.activations == "f32" ? ActivationFormat::kF32
+                                                      : ActivationFormat::kInt16;
+  options.kv_format = config.kv_format == "f32" ? KvFormat::kF32 : KvFormat::kF16;
+  auto decoder = std::make_unique<RunningDecoder>();
+  RETURN_IF_ERROR(decoder->Start(config, options));
+  return decoder;
+}
+
+}  // namespace cogumi::services

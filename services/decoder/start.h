@@ -1,0 +1,32 @@
+// Starts the decoder in this process: for cogumi-decoder and for a cluster in one process.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "cogumi/options.h"
+#include "services/common/config.h"
+#include "services/common/server.h"
+
+namespace cogumi::services {
+
+struct DecoderConfig {
+  DecoderConfig();
+
+  ServerOptions server;
+  EngineOptions engine;
+  std::string activations = "int16";  // int16 | int8 | f32
+  std::string kv_format = "f16";      // f16 | f32
+};
+
+// The section "decoder". `config` outlives the set.
+void DeclareDecoderOptions(OptionSet& set, DecoderConfig* config);
+
+// COGUMI_MODEL, else the default model in the cache folder.
+std::string DefaultModelPath();
+
+// Loads the model (DefaultModelPath when none is named) and serves it.
+absl::StatusOr<std::unique_ptr<RunningService>> StartDecoder(const DecoderConfig& config);
+
+}  // namespace cogumi::services
