@@ -1,0 +1,454 @@
+// Every fused operation, in every tier that this machine runs, against the scalar reference, over
+// shape classes; and every output independent of the rows that are computed with it.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "engine/kernels/registry.h"
+#include "engine/model/activation_buffer.h"
+#include "tests/kernels/random_weights.h"
+
+namespace cogumi {
+namespace {
+
+std::vector<float> RandomFloats(size_t n, std::mt19937& random, float scale = 1.0f) {
+  std::normal_distribution<float> normal(0.0f, scale);
+  std::vector<float> values(n);
+  for (float& v : values) v = normal(random);
+  return values;
+}
+
+// Quantised and float32 forms of x[rows][inputs], made by the reference.
+struct Input {
+  Input(const std::vector<float>& x, int inputs, int rows, bool int16) {
+    buffer.Allocate(inputs, rows, int16);
+    buffer.view.inputs = inputs;
+    buffer.view.want_quantised = true;
+    buffer.view.want_f32 = true;
+    NormQuantiseArgs args;
+    args.x = x.data();
+    args.stride = static_cast<size_t>(inputs);
+    args.out = &buffer.view;
+    ReferenceKernels().norm_quantise(args, 0, rows);
+  }
+  ActivationBuffer buffer;
+};
+
+// The scale of float32 rounding of a dot product: sums of about sqrt(inputs) terms of size one.
+float DotTolerance(int inputs) { return 4e-6f * static_cast<float>(inputs); }
+
+class KernelConformance : public testing::TestWithParam<const KernelTable*> {
+ protected:
+  const KernelTable& kernels() const { return *GetParam(); }
+  std::mt19937 random_{7};
+};
+
+TEST_P(KernelConformance, NormQuantiseMatchesReference) {
+  for (const int inputs : {32, 64, 576, 1536}) {
+    for (const bool int16 : {true, false}) {
+      for (const bool norm : {true, false}) {
+        const int rows = 5;
+        std::vector<float> x = RandomFloats(static_cast<size_t>(rows * inputs), random_, 3.0f);
+        std::fill(x.begin(), x.begin() + 32, 0.0f);  // an all-zero block
+        const std::vector<float> weight = RandomFloats(static_cast<size_t>(inputs), random_);
+        ActivationBuffer got, want;
+        for (ActivationBuffer* buffer : {&got, &want}) {
+          buffer->Allocate(inputs, rows, int16);
+          buffer->view.inputs = inputs;
+          buffer->view.want_quantised = buffer->view.want_f32 = true;
+          NormQuantiseArgs args;
+          args.x = x.data();
+          args.stride = static_cast<size_t>(inputs);
+          args.weight = norm ? weight.data() : nullptr;
+          args.epsilon = 1e-5f;
+          args.out = &buffer->view;
+          (buffer == &got ? kernels() : ReferenceKernels()).norm_quantise(args, 0, rows);
+        }
+        const Activations& a = got.view;
+        const Activations& b = want.view;
+        for (int block = 0; block < inputs / 32; ++block) {
+          for (int row = 0; row < rows; ++row) {
+            const size_t at = static_cast<size_t>(block) * a.row_stride + static_cast<size_t>(row);
+            ASSERT_NEAR(a.scale[at], b.scale[at], 2e-6f * b.scale[at]);
+            const int8_t* p = a.codes + static_cast<size_t>(block) * a.code_stride +
+                              static_cast<size_t>(row * a.BytesPerRow());
+            const int8_t* q = b.codes + static_cast<size_t>(block) * b.code_stride +
+                              static_cast<size_t>(row * b.BytesPerRow());
+            int sum = 0;
+            int half = 0;
+            for (int i = 0; i < 32; ++i) {
+              const int code = int16 ? 256 * p[i] + p[32 + i] : p[i];
+              const int expected = int16 ? 256 * q[i] + q[32 + i] : q[i];
+              ASSERT_NEAR(code, expected, 1) << "block " << block << " row " << row;
+              const float value = b.f32[row * inputs + block * 32 + i];
+              ASSERT_NEAR(static_cast<float>(code) * a.scale[at], value, 0.51f * a.scale[at] + 1e-6f);
+              sum += code;
+              if (i < 16) half += code;
+            }
+            ASSERT_EQ(a.sum[at], sum);
+            ASSERT_EQ(a.half_sum[at], half);
+            ASSERT_FLOAT_EQ(a.scaled_sum[at], a.scale[at] * static_cast<float>(sum));
+          }
+        }
+        for (int i = 0; i < rows * inputs; ++i) {
+          ASSERT_NEAR(a.f32[i], b.f32[i], 2e-6f * std::fabs(b.f32[i]));
+        }
+      }
+    }
+  }
+}
+
+TEST_P(KernelConformance, NormOfAWidthThatFillsNoBlock) {
+  const int inputs = 48;
+  const std::vector<float> x = RandomFloats(static_cast<size_t>(2 * inputs), random_);
+  const std::vector<float> weight(static_cast<size_t>(inputs), 1.0f);
+  ActivationBuffer buffer;
+  buffer.Allocate(inputs, 2, true);
+  buffer.view.inputs = inputs;
+  buffer.view.want_f32 = true;
+  const int32_t rows[] = {1, 0};
+  NormQuantiseArgs args;
+  args.x = x.data();
+  args.stride = static_cast<size_t>(inputs);
+  args.weight = weight.data();
+  args.epsilon = 1e-5f;
+  args.row_index = rows;
+  args.out = &buffer.view;
+  kernels().norm_quantise(args, 0, 2);
+  for (int row = 0; row < 2; ++row) {
+    double mean = 0;
+    for (int i = 0; i < inputs; ++i) {
+      const double v = x[static_cast<size_t>((1 - row) * inputs + i)];
+      mean += v * v / inputs;
+    }
+    for (int i = 0; i < inputs; ++i) {
+      const double v = x[static_cast<size_t>((1 - row) * inputs + i)];
+      ASSERT_NEAR(buffer.view.f32[row * inputs + i], v / std::sqrt(mean + 1e-5), 1e-5);
+    }
+  }
+}
+
+TEST_P(KernelConformance, HeadMatchesReferenceForEveryTypeAndWidth) {
+  for (const GgmlType type : kAllTypes) {
+    const bool super = TraitsOf(type)->block_elements == 256;
+    for (const int inputs : super ? std::vector<int>{256, 768} : std::vector<int>{32, 96, 576}) {
+      for (const int outputs : {1, 31, 32, 33, 100}) {
+        const TestMatrix w(type, outputs, inputs, random_);
+        for (const bool int16 : {true, false}) {
+          const int most = 70;
+          const std::vector<float> x =
+              RandomFloats(static_cast<size_t>(most * inputs), random_, 2.0f);
+          Input input(x, inputs, most, int16);
+          std::vector<float> want(static_cast<size_t>(most * outputs));
+          HeadArgs args;
+          args.w = &w.packed;
+          args.in = &input.buffer.view;
+          args.rows = most;
+          args.logits = want.data();
+          ReferenceKernels().head(args, 0, w.packed.Panels());
+          std::vector<float> all(want.size());
+          args.logits = all.data();
+          kernels().head(args, 0, w.packed.Panels());
+          for (size_t i = 0; i < want.size(); ++i) {
+            ASSERT_NEAR(all[i], want[i], DotTolerance(inputs))
+                << GgmlTypeName(type) << " " << outputs << "x" << inputs << " row "
+                << i / static_cast<size_t>(outputs) << (int16 ? " int16" : " int8");
+          }
+          // The same bits whatever is computed beside a row.
+          for (const int rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 32, 65}) {
+            std::vector<float> some(static_cast<size_t>(rows * outputs), -1.0f);
+            args.rows = rows;
+            args.logits = some.data();
+            kernels().head(args, 0, w.packed.Panels());
+            ASSERT_EQ(0, std::memcmp(some.data(), all.data(), some.size() * sizeof(float)))
+                << GgmlTypeName(type) << " with " << rows << " rows";
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(KernelConformance, ProjectResidualAddsToItsPanelsOnly) {
+  const int inputs = 96;
+  const int outputs = 100;
+  const int rows = 6;
+  const TestMatrix w(GgmlType::kQ4_1, outputs, inputs, random_);
+  const std::vector<float> x = RandomFloats(static_cast<size_t>(rows * inputs), random_);
+  Input input(x, inputs, rows, true);
+  std::vector<float> product(static_cast<size_t>(rows * outputs));
+  HeadArgs head{&w.packed, &input.buffer.view, rows, product.data()};
+  kernels().head(head, 0, w.packed.Panels());
+  const std::vector<float> before = RandomFloats(product.size(), random_);
+  std::vector<float> after = before;
+  ProjectResidualArgs args{&w.packed, &input.buffer.view, rows, after.data()};
+  kernels().project_residual(args, 1, 3);
+  for (int r = 0; r < rows; ++r) {
+    for (int i = 0; i < outputs; ++i) {
+      const size_t at = static_cast<size_t>(r * outputs + i);
+      const bool inside = i >= 32 && i < 96;
+      ASSERT_EQ(after[at], inside ? before[at] + product[at] : before[at]) << r << " " << i;
+    }
+  }
+}
+
+TEST_P(KernelConformance, GateUpSwigluMatchesReference) {
+  for (const int outputs : {32, 96, 160}) {
+    for (const int rows : {1, 3, 5, 66}) {
+      const int inputs = 64;
+      const TestMatrix gate(GgmlType::kQ4_0, outputs, inputs, random_);
+      const TestMatrix up(GgmlType::kQ8_0, outputs, inputs, random_);
+      const std::vector<float> x =
+          RandomFloats(static_cast<size_t>(rows * inputs), random_, 4.0f);
+      Input input(x, inputs, rows, true);
+      ActivationBuffer got, want;
+      for (ActivationBuffer* buffer : {&got, &want}) {
+        buffer->Allocate(outputs, rows, true);
+        buffer->view.inputs = outputs;
+        buffer->view.want_f32 = buffer->view.want_quantised = true;
+        const GateUpSwigluArgs args{&gate.packed, &up.packed, &input.buffer.view, rows,
+                                    &buffer->view};
+        (buffer == &got ? kernels() : ReferenceKernels())
+            .gate_up_swiglu(args, 0, gate.packed.Panels());
+      }
+      for (int i = 0; i < rows * outputs; ++i) {
+        ASSERT_NEAR(got.view.f32[i], want.view.f32[i], 1e-4f + 1e-5f * std::fabs(want.view.f32[i]));
+      }
+      for (int block = 0; block < outputs / 32; ++block) {
+        for (int row = 0; row < rows; ++row) {
+          const size_t at =
+              static_cast<size_t>(block) * got.view.row_stride + static_cast<size_t>(row);
+          ASSERT_NEAR(got.view.scale[at], want.view.scale[at], 1e-4f * want.view.scale[at] + 1e-9f);
+        }
+      }
+    }
+  }
+}
+
+struct AttentionShape {
+  int heads;
+  int kv_heads;
+  int head_dim;
+  int rope_dim;
+  bool f32;
+};
+
+constexpr AttentionShape kAttentionShapes[] = {
+    {9, 3, 64, 64, false}, {4, 4, 16, 16, false}, {4, 1, 24, 16, false}, {2, 2, 80, 80, true},
+    {8, 2, 128, 128, false}, {6, 3, 40, 0, true},
+};
+
+// A page pool for one layer in the middle of three.
+struct Pages {
+  Pages(const AttentionShape& shape, int tokens) {
+    layout.f32 = shape.f32;
+    layout.head_dim = shape.head_dim;
+    layout.kv_heads = shape.kv_heads;
+    layout.head_bytes = static_cast<size_t>(64 * shape.head_dim * (shape.f32 ? 4 : 2));
+    const size_t layer = 2 * layout.head_bytes * static_cast<size_t>(shape.kv_heads);
+    layout.layer_offset = layer;
+    const size_t page = 3 * layer;
+    const int count = (tokens + 63) / 64;
+    // NaN everywhere: what is not written must not be read into a result.
+    memory.assign(page * static_cast<size_t>(count), std::byte{0xFF});
+    for (int i = 0; i < count; ++i) {
+      pages.push_back(memory.data() + page * static_cast<size_t>(count - 1 - i));
+    }
+  }
+  KvLayout layout;
+  std::vector<std::byte> memory;
+  std::vector<std::byte*> pages;
+};
+
+void FillRotation(int rows, const RowContext* context, int half, std::vector<float>* cosine,
+                  std::vector<float>* sine) {
+  cosine->resize(static_cast<size_t>(rows * half) + 1);
+  sine->resize(cosine->size());
+  for (int r = 0; r < rows; ++r) {
+    for (int i = 0; i < half; ++i) {
+      const double angle = context[r].position / std::pow(100.0, static_cast<double>(i) / half);
+      (*cosine)[static_cast<size_t>(r * half + i)] = static_cast<float>(std::cos(angle));
+      (*sine)[static_cast<size_t>(r * half + i)] = static_cast<float>(std::sin(angle));
+    }
+  }
+}
+
+TEST_P(KernelConformance, QkvRopeAppendMatchesReference) {
+  for (const AttentionShape& shape : kAttentionShapes) {
+    const int inputs = 96;
+    const int rows = 7;
+    const int first = 60;  // crosses a page
+    const int q_rows = shape.heads * shape.head_dim;
+    const int kv_rows = shape.kv_heads * shape.head_dim;
+    const TestMatrix wq(GgmlType::kQ4_1, q_rows, inputs, random_);
+    const TestMatrix wk(GgmlType::kQ4_0, kv_rows, inputs, random_);
+    const TestMatrix wv(GgmlType::kF16, kv_rows, inputs, random_);
+    Input input(RandomFloats(static_cast<size_t>(rows * inputs), random_), inputs, rows, true);
+    std::vector<float> q[2];
+    Pages pages[2] = {Pages(shape, 128), Pages(shape, 128)};
+    for (int k = 0; k < 2; ++k) {
+      std::vector<RowContext> context;
+      for (int r = 0; r < rows; ++r) context.push_back({pages[k].pages.data(), first + r});
+      std::vector<float> cosine, sine;
+      FillRotation(rows, context.data(), shape.rope_dim / 2, &cosine, &sine);
+      q[k].assign(static_cast<size_t>(rows * q_rows), -1.0f);
+      QkvRopeAppendArgs args{&wq.packed,     &wk.packed,    &wv.packed,  &input.buffer.view, rows,
+                             q[k].data(),    context.data(), cosine.data(), sine.data(),
+                             shape.rope_dim, pages[k].layout};
+      const int panels = wq.packed.Panels() + wk.packed.Panels() + wv.packed.Panels();
+      (k == 0 ? kernels() : ReferenceKernels()).qkv_rope_append(args, 0, panels);
+    }
+    for (size_t i = 0; i < q[0].size(); ++i) ASSERT_NEAR(q[0][i], q[1][i], 1e-4f) << i;
+    size_t differing = 0;
+    const size_t step = shape.f32 ? 4 : 2;
+    for (size_t i = 0; i < pages[0].memory.size(); i += step) {
+      float a, b;
+      if (shape.f32) {
+        std::memcpy(&a, &pages[0].memory[i], 4);
+        std::memcpy(&b, &pages[1].memory[i], 4);
+      } else {
+        uint16_t x, y;
+        std::memcpy(&x, &pages[0].memory[i], 2);
+        std::memcpy(&y, &pages[1].memory[i], 2);
+        a = HalfToFloat(x);
+        b = HalfToFloat(y);
+      }
+      ASSERT_EQ(std::isnan(a), std::isnan(b)) << "slot written by one only, at byte " << i;
+      if (std::isnan(a)) continue;
+      ASSERT_NEAR(a, b, shape.f32 ? 1e-4f : 1e-4f + 1e-3f * std::fabs(b));
+      ++differing;
+    }
+    EXPECT_EQ(differing, static_cast<size_t>(2 * rows * kv_rows));
+  }
+}
+
+void WriteKv(const Pages& pages, int position, int head, bool is_v, int d, float value) {
+  std::byte* base = pages.pages[static_cast<size_t>(position / 64)] + pages.layout.layer_offset +
+                    static_cast<size_t>(2 * head + is_v) * pages.layout.head_bytes;
+  const int slot = position % 64;
+  const int index = is_v ? slot * pages.layout.head_dim + d : d * 64 + slot;
+  if (pages.layout.f32) {
+    std::memcpy(base + 4 * index, &value, 4);
+  } else {
+    const uint16_t half = FloatToHalf(value);
+    std::memcpy(base + 2 * index, &half, 2);
+  }
+}
+
+TEST_P(KernelConformance, PagedAttentionMatchesReferenceAtEveryDepth) {
+  for (const AttentionShape& shape : kAttentionShapes) {
+    for (const int last : {0, 1, 5, 63, 64, 65, 254, 255, 256, 300, 700}) {
+      Pages pages(shape, last + 1);
+      std::normal_distribution<float> normal;
+      for (int p = 0; p <= last; ++p) {
+        for (int h = 0; h < shape.kv_heads; ++h) {
+          for (int d = 0; d < shape.head_dim; ++d) {
+            WriteKv(pages, p, h, false, d, normal(random_));
+            WriteKv(pages, p, h, true, d, normal(random_));
+          }
+        }
+      }
+      const int rows = std::min(last + 1, 21);
+      std::vector<RowContext> context;
+      for (int r = 0; r < rows; ++r) {
+        context.push_back({pages.pages.data(), last - rows + 1 + r});
+      }
+      const int width = shape.heads * shape.head_dim;
+      const std::vector<float> q = RandomFloats(static_cast<size_t>(rows * width), random_, 0.3f);
+      std::vector<AttentionItem> items;
+      for (int r = 0; r < rows; r += 16) {
+        for (int h = 0; h < shape.heads; ++h) items.push_back({r, std::min(16, rows - r), h});
+      }
+      std::vector<float> got(q.size()), want(q.size());
+      PagedAttentionArgs args{q.data(),     want.data(),  context.data(),
+                              items.data(), shape.heads, pages.layout};
+      ReferenceKernels().paged_attention(args, 0, static_cast<int>(items.size()));
+      args.out = got.data();
+      kernels().paged_attention(args, 0, static_cast<int>(items.size()));
+      for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], want[i], 3e-5f) << last;
+      // The same bits one query at a time.
+      std::vector<float> alone(q.size());
+      args.out = alone.data();
+      for (int r = 0; r < rows; ++r) {
+        for (int h = 0; h < shape.heads; ++h) {
+          const AttentionItem one{r, 1, h};
+          args.items = &one;
+          kernels().paged_attention(args, 0, 1);
+        }
+      }
+      ASSERT_EQ(0, std::memcmp(alone.data(), got.data(), got.size() * sizeof(float))) << last;
+    }
+  }
+}
+
+TEST_P(KernelConformance, SummariseMatchesReference) {
+  for (const int count : {1, 2, 15, 16, 17, 100, 2048}) {
+    std::vector<float> logits = RandomFloats(static_cast<size_t>(count + 3), random_, 5.0f);
+    if (count >= 17) logits[3 + 9] = logits[3 + 16] = 40.0f;  // a tie: the lowest id wins
+    const LogitPartial a = kernels().summarise(logits.data(), 3, count);
+    const LogitPartial b = ReferenceKernels().summarise(logits.data(), 3, count);
+    EXPECT_EQ(a.max, b.max);
+    EXPECT_EQ(a.second, b.second) << count;
+    EXPECT_EQ(a.argmax, b.argmax);
+    EXPECT_TRUE(a.finite);
+    EXPECT_NEAR(a.sum_exp, b.sum_exp, 1e-5f * b.sum_exp);
+    EXPECT_NEAR(a.sum_exp_x, b.sum_exp_x, 1e-4f);
+    for (const float bad : {std::numeric_limits<float>::quiet_NaN(),
+                            std::numeric_limits<float>::infinity(),
+                            -std::numeric_limits<float>::infinity()}) {
+      std::vector<float> broken = logits;
+      broken[static_cast<size_t>(3 + count - 1)] = bad;
+      EXPECT_FALSE(kernels().summarise(broken.data(), 3, count).finite) << bad;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Tiers, KernelConformance, testing::ValuesIn(SupportedKernels()),
+                         [](const auto& tier) { return std::string(tier.param->name); });
+
+TEST(Packing, HoldsEveryTypeWithoutLoss) {
+  std::mt19937 random(3);
+  for (const GgmlType type : kAllTypes) {
+    const int inputs = TraitsOf(type)->block_elements == 256 ? 512 : 96;
+    const int rows = 70;
+    const TestMatrix w(type, rows, inputs, random);
+    std::vector<float> want(static_cast<size_t>(rows * inputs));
+    Dequantize(type, w.raw.data(), want.size(), want.data());
+    std::vector<float> got(static_cast<size_t>(inputs));
+    for (int r = 0; r < rows; ++r) {
+      UnpackRow(w.packed, r, got.data());
+      for (int i = 0; i < inputs; ++i) {
+        ASSERT_EQ(got[static_cast<size_t>(i)], want[static_cast<size_t>(r * inputs + i)])
+            << GgmlTypeName(type) << " row " << r << " input " << i;
+      }
+    }
+  }
+}
+
+TEST(Half, ConvertsEveryValueBothWays) {
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const float value = HalfToFloat(static_cast<uint16_t>(bits));
+    if (std::isnan(value)) continue;
+    ASSERT_EQ(FloatToHalf(value), bits) << value;
+  }
+  EXPECT_EQ(FloatToHalf(65520.0f), 0x7C00);
+  EXPECT_EQ(FloatToHalf(1.0f + 0x1p-11f), 0x3C00);       // tie to even
+  EXPECT_EQ(FloatToHalf(1.0f + 3 * 0x1p-11f), 0x3C02);   // tie to even
+}
+
+TEST(Registry, RefusesUnknownTiersByName) {
+  const auto unknown = SelectKernels("sse9");
+  EXPECT_EQ(unknown.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(unknown.status().message()), testing::HasSubstr("avx512vnni"));
+  ASSERT_TRUE(SelectKernels("reference").ok());
+  EXPECT_STREQ((*SelectKernels("reference"))->name, "reference");
+}
+
+}  // namespace
+}  // namespace cogumi
