@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
-#include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "engine/core/status_macros.h"
@@ -17,73 +15,6 @@ namespace {
 constexpr float kLargestLogit = 1e30f;
 constexpr float kLargestScale = 1e30f;
 
-// Most likely first, equals by lowest id.
-bool Before(const Candidate& a, const Candidate& b) {
-  return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
-}
-
-// Candidates with a logit of at least `threshold`, by ascending id. `blocks`: their block maxima.
-void Gather(const float* logits, size_t count, float threshold, const std::vector<float>& blocks,
-            std::vector<Candidate>& out) {
-  out.clear();
-  for (size_t block = 0; block < blocks.size(); ++block) {
-    if (blocks[block] < threshold) continue;
-    const size_t begin = block * kVocabularyBlock;
-    const size_t end = std::min(count, begin + kVocabularyBlock);
-    for (size_t i = begin; i < end; ++i) {
-      if (logits[i] >= threshold) out.push_back({logits[i], static_cast<TokenId>(i)});
-    }
-  }
-}
-
-// The k first candidates, in no particular order; k <= count.
-void GatherTop(const float* logits, size_t count, size_t k, SamplerScratch& scratch) {
-  BlockMaxima(logits, count, scratch.blocks);
-  // The k-th largest block maximum: at least k logits reach it, and rarely many more.
-  float threshold = -kLargestLogit;
-  if (k <= scratch.blocks.size()) {
-    scratch.order = scratch.blocks;
-    const auto kth = scratch.order.begin() + static_cast<std::ptrdiff_t>(k) - 1;
-    std::nth_element(scratch.order.begin(), kth, scratch.order.end(), std::greater<>());
-    threshold = *kth;
-  }
-  std::vector<Candidate>& candidates = scratch.candidates;
-  Gather(logits, count, threshold, scratch.blocks, candidates);
-  if (candidates.size() > k) {
-    std::nth_element(candidates.begin(), candidates.begin() + static_cast<std::ptrdiff_t>(k),
-                     candidates.end(), Before);
-    candidates.resize(k);
-  }
-}
-
-// Cuts the candidates to the fewest, most likely first, whose weights reach `mass`. Halves the
-// undecided range each time, so the cost is linear however flat the distribution is.
-void KeepMass(std::vector<Candidate>& candidates, double mass) {
-  constexpr std::ptrdiff_t kSmall = 32;
-  const auto first = candidates.begin();
-  auto low = first;
-  auto high = candidates.end();
-  double reached = 0;
-  while (high - low > kSmall) {
-    const auto middle = low + (high - low) / 2;
-    std::nth_element(low, middle, high, Before);
-    double upper = 0;
-    for (auto it = low; it != middle; ++it) upper += static_cast<double>(it->weight);
-    if (reached + upper >= mass) {
-      high = middle;
-    } else {
-      reached += upper;
-      low = middle;
-    }
-  }
-  std::sort(low, high, Before);
-  while (low != high && (low == first || reached < mass)) {
-    reached += static_cast<double>(low->weight);
-    ++low;
-  }
-  candidates.erase(low, candidates.end());
-}
-
 }  // namespace
 
 Sampler::Sampler(const SamplingParams& params, uint64_t seed, std::span<const TokenId> prompt,
@@ -91,10 +22,12 @@ Sampler::Sampler(const SamplingParams& params, uint64_t seed, std::span<const To
     : vocabulary_(vocabulary),
       seed_(seed),
       temperature_(params.temperature),
-      scale_(params.temperature > 1 / kLargestScale ? 1 / params.temperature : kLargestScale),
-      top_k_(static_cast<size_t>(params.top_k == 0 ? vocabulary : params.top_k)),
-      top_p_(static_cast<double>(params.top_p)),
-      min_p_(params.min_p),
+      filters_{
+          params.temperature > 1 / kLargestScale ? 1 / params.temperature : kLargestScale,
+          static_cast<size_t>(params.top_k == 0 ? vocabulary : params.top_k),
+          static_cast<double>(params.top_p),
+          params.min_p,
+      },
       presence_(params.presence_penalty),
       frequency_(params.frequency_penalty),
       repetition_(params.repetition_penalty),
@@ -131,7 +64,7 @@ absl::StatusOr<TokenInfo> Sampler::Sample(const float* logits, const LogitSummar
           adjusted + static_cast<size_t>(block - scratch.blocks.begin()) * kVocabularyBlock;
       id = static_cast<TokenId>(std::find(begin, adjusted + count, max) - adjusted);
     }
-    if (temperature_ > 0 && top_k_ > 1) {
+    if (temperature_ > 0 && filters_.top_k > 1) {
       const double uniform = PhiloxUniform(seed_, static_cast<uint64_t>(position), 0);
       id = Draw(adjusted, max, uniform, scratch);
     }
@@ -157,8 +90,8 @@ const float* Sampler::Adjust(const float* logits, SamplerScratch& scratch) const
 TokenId Sampler::Draw(const float* logits, float max, double uniform,
                       SamplerScratch& scratch) const {
   const size_t count = static_cast<size_t>(vocabulary_);
-  if (top_k_ < count || top_p_ < 1 || min_p_ > 0) {
-    Filter(logits, max, scratch);
+  if (filters_.top_k < count || filters_.top_p < 1 || filters_.min_p > 0) {
+    FilterCandidates(logits, count, max, filters_, scratch);
     double total = 0;
     for (const Candidate& c : scratch.candidates) total += static_cast<double>(c.weight);
     double left = uniform * total;
@@ -172,7 +105,7 @@ TokenId Sampler::Draw(const float* logits, float max, double uniform,
     return last;
   }
   // The whole vocabulary: find the block, then the token in it.
-  SoftmaxWeights(logits, count, max, scale_, scratch.weights, scratch.blocks);
+  SoftmaxWeights(logits, count, max, filters_.scale, scratch.weights, scratch.blocks);
   double total = 0;
   for (const float sum : scratch.blocks) total += static_cast<double>(sum);
   double left = uniform * total;
@@ -194,43 +127,6 @@ TokenId Sampler::Draw(const float* logits, float max, double uniform,
   return last;
 }
 
-void Sampler::Filter(const float* logits, float max, SamplerScratch& scratch) const {
-  const size_t count = static_cast<size_t>(vocabulary_);
-  std::vector<Candidate>& candidates = scratch.candidates;
-  // Least logit that min-p leaves: a weight relative to the most likely token's, in logits.
-  const float least =
-      min_p_ > 0 ? max + std::log(min_p_) / scale_ : -std::numeric_limits<float>::infinity();
-  if (top_k_ < count) {
-    GatherTop(logits, count, top_k_, scratch);
-  } else if (top_p_ < 1) {
-    SoftmaxWeights(logits, count, max, scale_, scratch.weights, scratch.blocks);
-    double total = 0;
-    for (const float sum : scratch.blocks) total += static_cast<double>(sum);
-    // Tokens lighter than this weigh less than 1 - top_p together: top-p needs none of them. Half
-    // of it, for rounding.
-    const double bound = 0.5 * (1 - top_p_) * total / static_cast<double>(count);
-    candidates.clear();
-    for (size_t i = 0; i < count; ++i) {
-      const float weight = scratch.weights[i];
-      if (static_cast<double>(weight) < bound) continue;
-      candidates.push_back({logits[i], static_cast<TokenId>(i), weight});
-    }
-    KeepMass(candidates, top_p_ * total);
-    if (min_p_ > 0) std::erase_if(candidates, [&](const Candidate& c) { return c.logit < least; });
-    return;
-  } else {
-    BlockMaxima(logits, count, scratch.blocks);
-    Gather(logits, count, least, scratch.blocks, candidates);
-  }
-  double total = 0;
-  for (Candidate& c : candidates) {
-    c.weight = SoftmaxWeight(c.logit, max, scale_);
-    total += static_cast<double>(c.weight);
-  }
-  if (top_p_ < 1) KeepMass(candidates, top_p_ * total);
-  if (min_p_ > 0) std::erase_if(candidates, [&](const Candidate& c) { return c.logit < least; });
-}
-
 absl::StatusOr<TokenInfo> Sampler::Describe(TokenId id, const float* logits,
                                             const LogitSummary& summary, int32_t vocabulary,
                                             int32_t top, SamplerScratch& scratch) {
@@ -248,7 +144,7 @@ absl::StatusOr<TokenInfo> Sampler::Describe(TokenId id, const float* logits,
   if (top > 0) {
     const size_t count = static_cast<size_t>(vocabulary);
     GatherTop(logits, count, std::min(static_cast<size_t>(top), count), scratch);
-    std::sort(scratch.candidates.begin(), scratch.candidates.end(), Before);
+    std::sort(scratch.candidates.begin(), scratch.candidates.end(), RanksBefore);
     info.top.reserve(scratch.candidates.size());
     for (const Candidate& c : scratch.candidates) {
       info.top.push_back({c.id, logprob(c.logit), {}});

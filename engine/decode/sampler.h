@@ -5,8 +5,6 @@
 // answer), temperature, top-k, top-p (of what top-k left, renormalised), min-p (relative to the most
 // likely token), draw. Equal logits rank by lowest id. Temperature 0 takes the largest logit after
 // bias and penalties. A draw is a function of seed, position and logits alone.
-//
-// The vocabulary is never sorted: filters select the few candidates that can matter.
 #pragma once
 
 #include <cstdint>
@@ -17,24 +15,10 @@
 
 #include "absl/status/statusor.h"
 #include "cogumi/types.h"
+#include "engine/decode/filters.h"
 #include "engine/model/model.h"
 
 namespace cogumi {
-
-struct Candidate {
-  float logit = 0;
-  TokenId id = 0;
-  float weight = 0;
-};
-
-// Reused between rows and sequences, so that a step takes no memory.
-struct SamplerScratch {
-  std::vector<float> logits;
-  std::vector<float> weights;
-  std::vector<float> blocks;
-  std::vector<float> order;
-  std::vector<Candidate> candidates;
-};
 
 class Sampler {
  public:
@@ -61,16 +45,11 @@ class Sampler {
   bool Adjusts() const { return !bias_.empty() || penalises_; }
   const float* Adjust(const float* logits, SamplerScratch& scratch) const;
   TokenId Draw(const float* logits, float max, double uniform, SamplerScratch& scratch) const;
-  // Fills scratch.candidates with those that top-k, top-p and min-p leave.
-  void Filter(const float* logits, float max, SamplerScratch& scratch) const;
 
   const int32_t vocabulary_;
   const uint64_t seed_;
   const float temperature_;
-  const float scale_;  // 1 / temperature, finite
-  const size_t top_k_;  // the vocabulary when off
-  const double top_p_;
-  const float min_p_;
+  const Filters filters_;
   const float presence_;
   const float frequency_;
   const float repetition_;

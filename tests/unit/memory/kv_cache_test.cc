@@ -1,0 +1,191 @@
+#include "engine/memory/kv_cache.h"
+
+#include <cstring>
+#include <random>
+#include <set>
+#include <string>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace cogumi {
+namespace {
+
+// A page of 2 layers, 2 heads, 4 dimensions.
+constexpr KvShape kShape{2, 2, 4, KvFormat::kF32};
+
+std::unique_ptr<KvCache> MakeCache(int pages) {
+  auto cache = KvCache::Create(kShape, static_cast<int64_t>(kShape.PageBytes()) * pages);
+  EXPECT_TRUE(cache.ok()) << cache.status();
+  return *std::move(cache);
+}
+
+// One number per token, in the last byte range of the page, so that whole pages must be copied.
+uint32_t* Slot(const KvCache& cache, const KvSequence& sequence, int32_t position) {
+  std::byte* head = cache.Head(sequence.pages[static_cast<size_t>(position / kKvPageTokens)], 1, 1);
+  return reinterpret_cast<uint32_t*>(head + kShape.HeadBytes()) + position % kKvPageTokens;
+}
+
+TEST(KvCache, ShapeCountsBytes) {
+  EXPECT_EQ(kShape.HeadBytes(), 4u * 64 * 4);
+  EXPECT_EQ(kShape.PageBytes(), 2u * 2 * 2 * 4 * 64 * 4);
+  EXPECT_EQ((KvShape{2, 2, 4, KvFormat::kF16}).PageBytes(), kShape.PageBytes() / 2);
+}
+
+TEST(KvCache, BudgetBecomesPages) {
+  const int64_t page = static_cast<int64_t>(kShape.PageBytes());
+  EXPECT_EQ((*KvCache::Create(kShape, 3 * page + page - 1))->capacity_pages(), 3);
+  for (const int64_t budget : {int64_t{0}, int64_t{-1}, page - 1}) {
+    const auto cache = KvCache::Create(kShape, budget);
+    EXPECT_EQ(cache.status().code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_THAT(std::string(cache.status().ToString()),
+                testing::AllOf(testing::HasSubstr(std::to_string(budget)),
+                               testing::HasSubstr(std::to_string(page))));
+  }
+  EXPECT_FALSE(KvCache::Create(KvShape{}, 1 << 20).ok());
+}
+
+TEST(KvCache, HeadsOfAPageDoNotOverlap) {
+  const auto cache = MakeCache(2);
+  std::set<std::byte*> starts;
+  for (PageId page = 0; page < 2; ++page) {
+    for (int layer = 0; layer < 2; ++layer) {
+      for (int head = 0; head < 2; ++head) starts.insert(cache->Head(page, layer, head));
+    }
+  }
+  std::byte* expected = cache->Head(0, 0, 0);
+  for (std::byte* start : starts) {
+    EXPECT_EQ(start, expected);
+    expected += 2 * kShape.HeadBytes();
+  }
+}
+
+TEST(KvCache, ExtendTakesPagesAndTruncateGivesThemBack) {
+  const auto cache = MakeCache(4);
+  KvSequence sequence;
+  ASSERT_TRUE(cache->Extend(sequence, 1).ok());
+  EXPECT_EQ(cache->used_pages(), 1);
+  ASSERT_TRUE(cache->Extend(sequence, 64).ok());
+  EXPECT_EQ(cache->used_pages(), 1);
+  ASSERT_TRUE(cache->Extend(sequence, 65).ok());
+  EXPECT_EQ(cache->used_pages(), 2);
+  ASSERT_TRUE(cache->Extend(sequence, 10).ok());  // shorter: nothing
+  EXPECT_EQ(sequence.length, 65);
+  cache->Truncate(sequence, 64);
+  EXPECT_EQ(cache->used_pages(), 1);
+  cache->Release(sequence);
+  EXPECT_EQ(cache->used_pages(), 0);
+  EXPECT_EQ(sequence.length, 0);
+}
+
+TEST(KvCache, ExhaustionLeavesTheSequenceAsItWas) {
+  const auto cache = MakeCache(2);
+  KvSequence sequence;
+  ASSERT_TRUE(cache->Extend(sequence, 64).ok());
+  const std::vector<PageId> pages = sequence.pages;
+  EXPECT_EQ(cache->Extend(sequence, 129).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(sequence.pages, pages);
+  EXPECT_EQ(sequence.length, 64);
+  EXPECT_EQ(cache->free_pages(), 1);
+}
+
+TEST(KvCache, ForkCopiesOnlyTheSharedPageThatIsWritten) {
+  const auto cache = MakeCache(4);
+  KvSequence first;
+  ASSERT_TRUE(cache->Extend(first, 100).ok());
+  for (int32_t i = 0; i < 100; ++i) *Slot(*cache, first, i) = static_cast<uint32_t>(i);
+  KvSequence second = cache->Fork(first);
+  EXPECT_EQ(cache->used_pages(), 2);
+  ASSERT_TRUE(cache->Extend(second, 101).ok());
+  EXPECT_EQ(cache->used_pages(), 3);
+  EXPECT_EQ(second.pages[0], first.pages[0]);
+  EXPECT_NE(second.pages[1], first.pages[1]);
+  for (int32_t i = 0; i < 100; ++i) {
+    EXPECT_EQ(*Slot(*cache, second, i), static_cast<uint32_t>(i));
+  }
+  ASSERT_TRUE(cache->Extend(first, 101).ok());  // alone again: no copy
+  EXPECT_EQ(cache->used_pages(), 3);
+  cache->Release(first);
+  cache->Release(second);
+  EXPECT_EQ(cache->used_pages(), 0);
+}
+
+TEST(KvCache, CopyThatFindsNoPageLeavesBothAsTheyWere) {
+  const auto cache = MakeCache(2);
+  KvSequence first;
+  ASSERT_TRUE(cache->Extend(first, 70).ok());
+  KvSequence second = cache->Fork(first);
+  EXPECT_FALSE(cache->Extend(second, 71).ok());
+  EXPECT_EQ(second.pages, first.pages);
+  EXPECT_EQ(second.length, 70);
+}
+
+// Random operations over several sequences, held against plain vectors of numbers.
+TEST(KvCache, RandomOperationsKeepEveryTokensContent) {
+  constexpr int kPages = 12;
+  struct Modelled {
+    KvSequence sequence;
+    std::vector<uint32_t> content;
+  };
+  std::mt19937_64 random(7);
+  int copies = 0;
+  int refusals = 0;
+  for (int trial = 0; trial < 300; ++trial) {
+    const auto cache = MakeCache(kPages);
+    std::vector<Modelled> live;
+    uint32_t next = 1;
+    for (int step = 0; step < 120; ++step) {
+      const uint64_t choice = random() % 10;
+      if (choice == 0 || live.empty()) {
+        live.emplace_back();
+      } else if (choice <= 5) {
+        Modelled& m = live[random() % live.size()];
+        const int32_t length = m.sequence.length + static_cast<int32_t>(random() % 90);
+        const std::vector<PageId> before = m.sequence.pages;
+        if (cache->Extend(m.sequence, length).ok()) {
+          ASSERT_EQ(m.sequence.length, length);
+          for (size_t i = 0; i < before.size(); ++i) copies += before[i] != m.sequence.pages[i];
+          while (m.content.size() < static_cast<size_t>(length)) {
+            *Slot(*cache, m.sequence, static_cast<int32_t>(m.content.size())) = next;
+            m.content.push_back(next++);
+          }
+        } else {
+          ++refusals;
+          ASSERT_EQ(m.sequence.pages, before);
+        }
+      } else if (choice <= 7) {
+        Modelled& m = live[random() % live.size()];
+        const size_t length = random() % (m.content.size() + 20);
+        cache->Truncate(m.sequence, static_cast<int32_t>(length));
+        if (m.content.size() > length) m.content.resize(length);
+        ASSERT_EQ(m.sequence.length, static_cast<int32_t>(m.content.size()));
+      } else if (choice == 8) {
+        const Modelled& m = live[random() % live.size()];
+        Modelled fork{cache->Fork(m.sequence), m.content};
+        live.push_back(std::move(fork));
+      } else {
+        const size_t index = random() % live.size();
+        cache->Release(live[index].sequence);
+        live.erase(live.begin() + static_cast<std::ptrdiff_t>(index));
+      }
+      std::set<PageId> used;
+      for (const Modelled& m : live) {
+        ASSERT_EQ(m.sequence.pages.size(),
+                  static_cast<size_t>(KvCache::PagesFor(m.sequence.length)));
+        used.insert(m.sequence.pages.begin(), m.sequence.pages.end());
+        for (size_t i = 0; i < m.content.size(); ++i) {
+          ASSERT_EQ(*Slot(*cache, m.sequence, static_cast<int32_t>(i)), m.content[i]);
+        }
+      }
+      ASSERT_EQ(cache->used_pages(), static_cast<int>(used.size()));
+      ASSERT_EQ(cache->free_pages(), kPages - cache->used_pages());
+    }
+    for (Modelled& m : live) cache->Release(m.sequence);
+    ASSERT_EQ(cache->used_pages(), 0);
+  }
+  EXPECT_GT(copies, 100);
+  EXPECT_GT(refusals, 100);
+}
+
+}  // namespace
+}  // namespace cogumi
