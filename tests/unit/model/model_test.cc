@@ -1,0 +1,244 @@
+// The forward pass on tiny real models: the same bits in any batch, chunk and thread count, and
+// clear refusals.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "engine/io/gguf.h"
+#include "engine/kernels/registry.h"
+#include "engine/model/model.h"
+#include "tests/support/gguf_writer.h"
+#include "tests/support/tiny_model.h"
+
+namespace cogumi {
+namespace {
+
+using ::testing::HasSubstr;
+using testing::TinyModelBytes;
+using testing::TinyModelOptions;
+
+std::unique_ptr<GgufFile> Parse(const std::string& bytes) {
+  auto file = GgufFile::Parse(std::as_bytes(std::span(bytes.data(), bytes.size())), "test");
+  EXPECT_TRUE(file.ok()) << file.status();
+  return std::move(file).value();
+}
+
+// A loaded model with its pool and cache.
+struct Loaded {
+  Loaded(const TinyModelOptions& tiny, const ModelOptions& options, int threads)
+      : bytes(TinyModelBytes(tiny)), file(Parse(bytes)), pool(threads) {
+    auto loaded = Model::Load(*file, options, &pool);
+    EXPECT_TRUE(loaded.ok()) << loaded.status();
+    model = std::move(loaded).value();
+    auto made = KvCache::Create(model->kv_shape(), 4 << 20);
+    EXPECT_TRUE(made.ok()) << made.status();
+    cache = std::move(made).value();
+  }
+  std::string bytes;
+  std::unique_ptr<GgufFile> file;
+  ThreadPool pool;
+  std::unique_ptr<Model> model;
+  std::unique_ptr<KvCache> cache;
+};
+
+using LogitRows = std::vector<std::vector<float>>;
+
+// Runs tokens [from, from + n) of each sequence in one step and returns the logits of all its rows.
+LogitRows Step(Loaded& m, std::vector<KvSequence*> kv, std::vector<const std::vector<TokenId>*> text,
+               std::vector<int> from, std::vector<int> n) {
+  StepPlan plan;
+  for (size_t i = 0; i < kv.size(); ++i) {
+    EXPECT_TRUE(m.cache->Extend(*kv[i], from[i] + n[i]).ok());
+    plan.sequences.push_back({&kv[i]->pages, plan.Rows(), n[i], from[i], -1});
+    for (int j = 0; j < n[i]; ++j) {
+      plan.logit_rows.push_back(plan.Rows());
+      plan.tokens.push_back((*text[i])[static_cast<size_t>(from[i] + j)]);
+      plan.roles.push_back(TokenRole::kPrompt);
+    }
+  }
+  const absl::Status status = m.model->Forward(plan, *m.cache);
+  EXPECT_TRUE(status.ok()) << status;
+  LogitRows rows;
+  const int vocabulary = m.model->config().vocabulary_size;
+  for (int i = 0; i < plan.Rows(); ++i) {
+    const float* logits = m.model->Logits(i);
+    rows.emplace_back(logits, logits + vocabulary);
+  }
+  return rows;
+}
+
+// All logits of a text, in chunks of `chunk` rows.
+LogitRows InChunks(Loaded& m, const std::vector<TokenId>& text, int chunk) {
+  KvSequence kv;
+  LogitRows all;
+  for (int from = 0; from < static_cast<int>(text.size()); from += chunk) {
+    const int n = std::min(chunk, static_cast<int>(text.size()) - from);
+    for (auto& row : Step(m, {&kv}, {&text}, {from}, {n})) all.push_back(std::move(row));
+  }
+  m.cache->Release(kv);
+  return all;
+}
+
+std::vector<TokenId> RandomText(int n, std::mt19937& random) {
+  std::vector<TokenId> text;
+  for (int i = 0; i < n; ++i) text.push_back(static_cast<TokenId>(random() % 256));
+  return text;
+}
+
+class Invariance : public ::testing::TestWithParam<const KernelTable*> {};
+
+TEST_P(Invariance, SameBitsInAnyChunkBatchAndThreadCount) {
+  for (const GgmlType type : {GgmlType::kQ4_1, GgmlType::kQ8_0, GgmlType::kF16}) {
+    for (const ActivationFormat format : {ActivationFormat::kInt16, ActivationFormat::kInt8}) {
+      TinyModelOptions tiny;
+      tiny.type = type;
+      tiny.context_length = 512;
+      ModelOptions options;
+      options.kernels = GetParam()->name;
+      options.activations = format;
+      options.max_logit_rows = 512;
+      options.max_rows = 512;
+      Loaded one(tiny, options, 1);
+      Loaded three(tiny, options, 3);
+      std::mt19937 random(11);
+      const std::vector<TokenId> text = RandomText(300, random);
+      const LogitRows want = InChunks(one, text, 300);
+      for (Loaded* m : {&one, &three}) {
+        for (const int chunk : {1, 2, 5, 9, 17, 64, 300}) {
+          if (chunk < 9 && m == &three) continue;  // 300 steps of three threads on few cores
+          EXPECT_EQ(InChunks(*m, text, chunk), want) << chunk << " rows a step";
+        }
+        // Beside two other sequences at other depths.
+        const std::vector<TokenId> other = RandomText(90, random);
+        KvSequence a, b, c;
+        (void)Step(*m, {&b}, {&other}, {0}, {40});
+        LogitRows mixed;
+        for (int from = 0; from < 300; from += 100) {
+          const LogitRows rows = Step(*m, {&c, &a, &b}, {&other, &text, &other},
+                                      {from / 100 * 3, from, 40 + from / 100}, {3, 100, 1});
+          mixed.insert(mixed.end(), rows.begin() + 3, rows.begin() + 103);
+        }
+        EXPECT_EQ(mixed, want);
+        for (KvSequence* kv : {&a, &b, &c}) m->cache->Release(*kv);
+        EXPECT_EQ(m->cache->used_pages(), 0);
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Tiers, Invariance, ::testing::ValuesIn(SupportedKernels()),
+                         [](const auto& tier) { return std::string(tier.param->name); });
+
+TEST(Model, SummariesDescribeTheLogits) {
+  Loaded m({}, {}, 2);
+  std::mt19937 random(5);
+  const std::vector<TokenId> text = RandomText(9, random);
+  const LogitRows rows = InChunks(m, text, 9);
+  const std::vector<float>& logits = rows.back();
+  double sum = 0;
+  double entropy = 0;
+  for (const float x : logits) sum += std::exp(static_cast<double>(x));
+  for (const float x : logits) {
+    const double p = std::exp(static_cast<double>(x)) / sum;
+    entropy -= p * std::log(p);
+  }
+  const LogitSummary& s = m.model->Summary(8);
+  EXPECT_NEAR(s.log_sum_exp, std::log(sum), 1e-5);
+  EXPECT_NEAR(s.entropy, entropy, 1e-4);
+  EXPECT_EQ(s.max, *std::max_element(logits.begin(), logits.end()));
+  EXPECT_EQ(logits[static_cast<size_t>(s.argmax)], s.max);
+  EXPECT_TRUE(s.finite);
+}
+
+TEST(Model, AForkSharesThePastAndGoesItsOwnWay) {
+  ModelOptions options;
+  options.max_logit_rows = 64;
+  Loaded m({}, options, 2);
+  std::mt19937 random(6);
+  const std::vector<TokenId> text = RandomText(80, random);
+  std::vector<TokenId> other = text;
+  other[79] = text[79] == 1 ? 2 : 1;
+  KvSequence a;
+  (void)Step(m, {&a}, {&text}, {0}, {40});
+  (void)Step(m, {&a}, {&text}, {40}, {20});
+  (void)Step(m, {&a}, {&text}, {60}, {19});
+  KvSequence b = m.cache->Fork(a);
+  const LogitRows first = Step(m, {&a}, {&text}, {79}, {1});
+  const LogitRows second = Step(m, {&b}, {&other}, {79}, {1});
+  EXPECT_EQ(first.back(), InChunks(m, text, 20).back());
+  EXPECT_EQ(second.back(), InChunks(m, other, 20).back());
+  m.cache->Release(a);
+  m.cache->Release(b);
+  EXPECT_EQ(m.cache->used_pages(), 0);
+}
+
+TEST(Model, RefusesPlansThatBreakTheRules) {
+  Loaded m({}, {}, 1);
+  KvSequence kv;
+  ASSERT_TRUE(m.cache->Extend(kv, 3).ok());
+  StepPlan good;
+  good.tokens = {1, 2, 3};
+  good.roles = {TokenRole::kPrompt, TokenRole::kPrompt, TokenRole::kPrompt};
+  good.sequences = {{&kv.pages, 0, 3, 0, -1}};
+  good.logit_rows = {2};
+  ASSERT_TRUE(m.model->Forward(good, *m.cache).ok());
+  const auto refused = [&](auto change, const char* why) {
+    StepPlan plan = good;
+    change(plan);
+    const absl::Status status = m.model->Forward(plan, *m.cache);
+    EXPECT_FALSE(status.ok()) << why;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(why));
+  };
+  refused([](StepPlan& p) { p = {}; }, "0 rows");
+  refused([](StepPlan& p) { p.tokens[1] = -1; }, "token -1");
+  refused([](StepPlan& p) { p.tokens[1] = 1 << 20; }, "token 1048576");
+  refused([](StepPlan& p) { p.roles.pop_back(); }, "2 roles");
+  refused([](StepPlan& p) { p.logit_rows = {3}; }, "logit row 3");
+  refused([](StepPlan& p) { p.logit_rows = {1, 1}; }, "logit row 1 after 1");
+  refused([](StepPlan& p) { p.sequences[0].rows = 2; }, "cover 2 of 3");
+  refused([](StepPlan& p) { p.sequences[0].first_row = 1; }, "begin at 1");
+  refused([](StepPlan& p) { p.sequences[0].first_position = 255; }, "positions from 255");
+  refused([](StepPlan& p) { p.sequences[0].first_position = 62; }, "no pages");
+  refused([](StepPlan& p) { p.sequences[0].adapter = 0; }, "adapters");
+}
+
+absl::Status LoadError(const std::string& bytes, const ModelOptions& options = {}) {
+  const auto file = GgufFile::Parse(std::as_bytes(std::span(bytes.data(), bytes.size())), "test");
+  if (!file.ok()) return file.status();
+  ThreadPool pool(1);
+  return Model::Load(**file, options, &pool).status();
+}
+
+TEST(Model, NamesWhatItCannotRun) {
+  // The smallest headers: the checks come before any tensor is looked for.
+  const auto header = [](const char* architecture) {
+    testing::GgufBuilder builder;
+    builder.String("general.architecture", architecture);
+    return builder;
+  };
+  EXPECT_THAT(LoadError(header("qwen2").Bytes()).ToString(),
+              ::testing::AllOf(HasSubstr("UNIMPLEMENTED"), HasSubstr("qwen2")));
+  EXPECT_THAT(LoadError(header("llama").Uint("llama.expert_count", 8).Bytes()).ToString(),
+              ::testing::AllOf(HasSubstr("UNIMPLEMENTED"), HasSubstr("expert_count")));
+  EXPECT_THAT(LoadError(header("llama").String("llama.rope.scaling.type", "yarn").Bytes()).ToString(),
+              ::testing::AllOf(HasSubstr("UNIMPLEMENTED"), HasSubstr("yarn")));
+  EXPECT_THAT(LoadError(header("llama").Bytes()).ToString(), HasSubstr("llama.block_count"));
+  EXPECT_THAT(LoadError(header("llama").Uint("llama.block_count", 0).Bytes()).ToString(),
+              HasSubstr("llama.block_count: 0 is not in [1, 1024]"));
+  ModelOptions options;
+  options.activations = ActivationFormat::kF32;
+  options.kernels = "avx2";
+  EXPECT_THAT(LoadError(TinyModelBytes({}), options).ToString(), HasSubstr("f32"));
+  options = {};
+  options.kernels = "none";
+  EXPECT_THAT(LoadError(TinyModelBytes({}), options).ToString(), HasSubstr("none"));
+}
+
+}  // namespace
+}  // namespace cogumi
