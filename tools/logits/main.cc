@@ -2,6 +2,7 @@
 //
 // Reads sequences (sequences.h) on standard input. Writes one line of JSON (kernel configuration,
 // vocabulary size, rows), then the rows as little-endian float32 in the order of the sequences.
+// Exit status: 0, 3 when this processor lacks the kernels that were asked for, 1 for other errors.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -27,6 +28,8 @@
 
 namespace cogumi {
 namespace {
+
+constexpr int kExitUnsupported = 3;  // this machine cannot run the kernels that were asked for
 
 struct LogitsOptions {
   std::string model_path;
@@ -140,7 +143,7 @@ int Main(int argc, char** argv) {
   const absl::Status status = WriteLogits(options);
   if (!status.ok()) {
     std::cerr << "cogumi-logits: " << status.message() << "\n";
-    return 1;
+    return absl::IsFailedPrecondition(status) ? kExitUnsupported : 1;
   }
   return 0;
 }

@@ -1,0 +1,209 @@
+#!/usr/bin/env python3
+"""How exact the engine is: its next-token distributions against the float32 ruler's.
+
+For each instruction-set tier: mean KL divergence (exact || engine), 99th percentile, share of
+positions with the same most likely token and perplexity on the ruler text, once fed as a prompt
+and once decoded token by token after half of it; then the ruler's greedy answers to the golden
+prompts, which the engine is fed and has to continue alike.
+"""
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+try:
+    import exactness_engine as engine
+    import exactness_metrics as metrics
+    import exactness_ruler as ruler_cache
+    import exactness_text as text
+except ModuleNotFoundError as error:
+    sys.exit(f"tools/exactness: the Python package '{error.name}' is missing: run ./test once, "
+             "which sets up .venv, or install numpy, gguf and tokenizers")
+
+TIERS = ("avx512vnni", "avx2", "reference")
+PHASES = ("prefill", "decode")
+KL_BOUND = 0.0035  # of the default kernels; llama.cpp reaches 0.0042 on the same file
+DIFFERENCE_BOUND = 1e-3  # of any log-probability, reference kernels with float32 activations
+MARGIN_EXACT, MARGIN_DEFAULT = 1e-3, 0.05  # of the ruler, from which on tokens must be equal
+REFERENCE_WINDOWS = 1  # the scalar tier is slow
+
+
+@dataclasses.dataclass
+class Result:
+    kernels: str
+    phase: str
+    windows: int
+    summary: metrics.Summary
+
+
+@dataclasses.dataclass
+class GoldenResult:
+    kernels: str
+    margin: float
+    positions: int  # those with such a margin
+    mismatches: list  # text, one each
+
+
+class Evaluation:
+    """Runs the engine over the ruler text and the golden prompts."""
+
+    def __init__(self, binary, model, ruler, windows):
+        self._binary, self._model, self._ruler = binary, model, ruler
+        self._windows = text.windows(ruler.text_ids(), windows)
+        self.results, self.golden, self.failures, self.skipped = [], [], [], []
+
+    def _window_sequences(self, phase, count):
+        decode_from = text.WINDOW if phase == "prefill" else text.SCORED_FROM
+        return [engine.Sequence(tokens, text.SCORED_FROM, decode_from)
+                for tokens in self._windows[:count]]
+
+    def compare(self, configuration, phase, count):
+        """Result of the first `count` windows."""
+        count = min(count, len(self._windows))
+        comparison = metrics.Comparison()
+        stream = engine.logits(self._binary, self._model, configuration,
+                               self._window_sequences(phase, count))
+        header = next(stream)
+        for number, logits in enumerate(stream):
+            exact = self._ruler.window(number, self._windows[number])
+            comparison.add(exact, logits, self._windows[number][text.SCORED_FROM + 1:])
+        result = Result(header["kernels"], phase, count, comparison.summary())
+        self.results.append(result)
+        return result
+
+    def continue_golden(self, configuration, margin):
+        """Feeds the ruler's answers and compares the most likely token at each position."""
+        answers = self._ruler.golden()
+        sequences = [engine.Sequence(a.prompt + a.tokens[:-1], len(a.prompt) - 1, len(a.prompt))
+                     for a in answers]
+        stream = engine.logits(self._binary, self._model, configuration, sequences)
+        result = GoldenResult(next(stream)["kernels"], margin, 0, [])
+        for answer, logits in zip(answers, stream):
+            result.positions += sum(m >= margin for m in answer.margins)
+            for i in metrics.greedy_mismatches(answer.tokens, answer.margins, logits, margin):
+                result.mismatches.append(
+                    f"'{answer.question}', token {i}: {int(logits[i].argmax())} instead of "
+                    f"{answer.tokens[i]} (the ruler's margin {answer.margins[i]:.4f})")
+        self.golden.append(result)
+        return result
+
+    def run_default(self, tier):
+        """The default configuration of a tier."""
+        configuration = engine.Configuration(kernels=tier)
+        count = REFERENCE_WINDOWS if tier == "reference" else len(self._windows)
+        try:
+            for phase in PHASES:
+                result = self.compare(configuration, phase, count)
+                print_result(result)
+                if not result.summary.kl_mean <= KL_BOUND:
+                    self.failures.append(f"{result.kernels}, {phase}: mean KL "
+                                         f"{result.summary.kl_mean:.6f}, bound {KL_BOUND}")
+            self._check_golden(self.continue_golden(configuration, MARGIN_DEFAULT))
+        except engine.UnsupportedTier as error:
+            self.skipped.append(f"{tier}: {error}")
+
+    def run_float(self):
+        """Reference kernels with float32 activations and cache: the ruler's own arithmetic."""
+        configuration = engine.Configuration("reference", "f32", "f32")
+        result = self.compare(configuration, "prefill", REFERENCE_WINDOWS)
+        print_result(result)
+        if not result.summary.max_difference <= DIFFERENCE_BOUND:
+            self.failures.append(f"{result.kernels}: a log-probability is "
+                                 f"{result.summary.max_difference:.2e} off, bound "
+                                 f"{DIFFERENCE_BOUND:.0e}")
+        self._check_golden(self.continue_golden(configuration, MARGIN_EXACT))
+
+    def _check_golden(self, result):
+        print(f"{result.kernels:26} golden answers: {result.positions - len(result.mismatches)} of "
+              f"{result.positions} tokens equal where the ruler's margin is >= {result.margin}",
+              flush=True)
+        self.failures += [f"{result.kernels}: {mismatch}" for mismatch in result.mismatches]
+
+
+def print_result(result):
+    s = result.summary
+    print(f"{result.kernels:26} {result.phase:8} {result.windows:7}  {s.kl_mean:.7f}  "
+          f"{s.kl_p99:.6f}  {s.same_top:8.2%}  {s.perplexity:8.3f} ({s.perplexity_exact:.3f})  "
+          f"{s.max_difference:.1e}", flush=True)
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(prog="tools/exactness", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true",
+                        help="fail beyond the bounds: mean KL <= "
+                             f"{KL_BOUND} in each tier, float32 log-probabilities within "
+                             f"{DIFFERENCE_BOUND:.0e}, golden tokens equal")
+    parser.add_argument("--tier", default=",".join(TIERS), help="comma-separated, default all")
+    parser.add_argument("--windows", type=int, default=text.DEFAULT_WINDOWS,
+                        help=f"windows of {text.WINDOW} tokens (default {text.DEFAULT_WINDOWS}; "
+                             f"the reference tier takes {REFERENCE_WINDOWS})")
+    parser.add_argument("--no-float", action="store_true",
+                        help="leave out the reference kernels with float32 activations")
+    parser.add_argument("--model", type=pathlib.Path,
+                        default=os.environ.get("COGUMI_MODEL") or text.cache_folder() /
+                        "models/SmolLM2-135M-Instruct.Q4_1.gguf")
+    parser.add_argument("--logits", type=pathlib.Path, default=ROOT / "build/bin/cogumi-logits",
+                        help="the program that computes the engine's logits")
+    parser.add_argument("--json", type=pathlib.Path, metavar="OUT", help="write the figures here")
+    arguments = parser.parse_args()
+    arguments.tiers = [tier.strip() for tier in arguments.tier.split(",") if tier.strip()]
+    for tier in arguments.tiers:
+        if tier not in TIERS:
+            parser.error(f"--tier: no tier '{tier}', known: {', '.join(TIERS)}")
+    if arguments.windows < 1:
+        parser.error(f"--windows {arguments.windows}: at least 1")
+    for flag, path in (("--model", arguments.model), ("--logits", arguments.logits)):
+        if not pathlib.Path(path).is_file():
+            parser.error(f"{flag}: no file {path}")
+    return arguments
+
+
+def write_json(path, evaluation, ruler):
+    path.write_text(json.dumps({
+        "model_sha256": ruler.model_digest, "text_sha256": text.TEXT_SHA256,
+        "bounds": {"kl_mean": KL_BOUND, "float_difference": DIFFERENCE_BOUND},
+        "tiers": [{"kernels": r.kernels, "phase": r.phase, "windows": r.windows,
+                   **dataclasses.asdict(r.summary)} for r in evaluation.results],
+        "golden": [dataclasses.asdict(g) for g in evaluation.golden],
+        "skipped": evaluation.skipped, "failures": evaluation.failures}, indent=1) + "\n")
+
+
+def main():
+    arguments = parse_arguments()
+    ruler = ruler_cache.CachedRuler(arguments.model)
+    evaluation = Evaluation(arguments.logits, arguments.model, ruler, arguments.windows)
+    print(f"model  {pathlib.Path(arguments.model).name}, SHA-256 {ruler.model_digest}\n"
+          f"text   {text.STORIES} CoQA stories, SHA-256 {text.TEXT_SHA256}\n"
+          f"scored positions {text.SCORED_FROM}-{text.WINDOW - 1} of windows of {text.WINDOW}; "
+          "prefill: all in prompt chunks; decode: one token a step from there on\n\n"
+          f"{'kernels':26} {'phase':8} windows  mean KL    99 %      same top  "
+          "perplexity (exact)  largest difference")
+    for tier in arguments.tiers:
+        evaluation.run_default(tier)
+    if not arguments.no_float:
+        evaluation.run_float()
+    for line in evaluation.skipped:
+        print(f"skipped: {line}")
+    if arguments.json:
+        write_json(arguments.json, evaluation, ruler)
+    if not arguments.check:
+        return 0
+    if not evaluation.results:
+        evaluation.failures.append("nothing was measured")
+    for line in evaluation.failures:
+        print(f"FAILED: {line}")
+    print("check: " + ("failed" if evaluation.failures else "passed"))
+    return 1 if evaluation.failures else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (engine.EngineError, text.TextError, ruler_cache.RulerError) as error:
+        sys.exit(f"tools/exactness: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
