@@ -1,0 +1,114 @@
+// The four services: finding a cluster that runs, starting one as child processes, supervising it,
+// stopping it. No gRPC here: a cluster is processes and addresses.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "services/cli/process.h"
+#include "services/common/server.h"
+
+namespace cogumi::cli {
+
+// What the file $STATE/clusters/<supervisor's process id> says.
+struct ClusterRecord {
+  int64_t supervisor = 0;
+  std::string mode;  // "serve" (one process), "split" (supervised processes), "run" (private)
+  int64_t started = 0;  // Unix seconds
+  std::string model;    // absolute path of the model file
+  std::vector<services::ReadyLine> services;
+  std::string path;  // of the file
+
+  // nullptr when the cluster has no such service.
+  const services::ReadyLine* Service(const std::string& name) const;
+};
+
+std::string FormatClusterRecord(const ClusterRecord& record);
+absl::StatusOr<ClusterRecord> ParseClusterRecord(const std::string& text);
+
+// Writes the record of a cluster of this process, for other processes to find.
+absl::Status WriteClusterRecord(ClusterRecord* record);
+// Records of clusters whose supervisor is alive; files of dead ones are removed.
+std::vector<ClusterRecord> FindClusters();
+// The oldest cluster that serves others ("serve" or "split") with this model; "" is any model.
+std::optional<ClusterRecord> FindServingCluster(const std::string& model_path);
+
+// Where `cogumi serve` listens unless told otherwise.
+inline constexpr uint16_t kHttpPort = 8080;
+inline constexpr uint16_t kGrpcPort = 7070;
+
+struct ClusterOptions {
+  std::string mode = "run";
+  std::string model;           // path
+  std::string only;            // a single service by name; "": all four
+  std::string grpc_address;    // of the gateway; "": a Unix socket
+  std::string http_address;    // of the gateway; "": none
+  bool metrics = false;        // each service on a free loopback port
+  std::string data_folder;     // sessions and adapters; "": a temporary one
+  bool log_to_stderr = false;  // else to files, shown when a start fails
+  // Further flags by service name.
+  std::map<std::string, std::vector<std::string>> flags;
+  double ready_seconds = 60;
+  double drain_seconds = 30;
+};
+
+class Cluster {
+ public:
+  // Starts the four services at once and waits until each says that it is ready. The error names
+  // the service, how it ended and the end of its log.
+  static absl::StatusOr<std::unique_ptr<Cluster>> Start(const ClusterOptions& options);
+  // Stops what still runs, without a drain.
+  ~Cluster();
+  Cluster(const Cluster&) = delete;
+  Cluster& operator=(const Cluster&) = delete;
+
+  const ClusterRecord& record() const { return record_; }
+
+  // Restarts services that end, with a growing pause, until SIGTERM or SIGINT comes; then drains:
+  // the gateway first, so that running streams finish, then the rest. A second signal cuts it
+  // short. SIGTERM, SIGINT and SIGCHLD must be blocked in this process: see BlockSignals.
+  absl::Status Supervise();
+  static void BlockSignals();
+
+  // SIGTERM to the gateway, then to the others; SIGKILL after `grace` seconds.
+  void Stop(double grace);
+
+ private:
+  struct Member {
+    std::string name;
+    std::vector<std::string> flags;
+    std::string log_path;
+    ChildProcess child;
+    std::string output;      // of a start, until its ready line is complete
+    bool ready = false;
+    double started = 0;      // monotonic seconds
+    double restart_at = 0;   // while it is down
+    double pause = 0;        // before the next restart
+  };
+
+  explicit Cluster(const ClusterOptions& options) : options_(options) {}
+  absl::Status Prepare();
+  absl::Status Launch(Member& member);
+  // Reads what the member wrote; true when its ready line is complete.
+  absl::StatusOr<bool> ReadReady(Member& member);
+  absl::Status AwaitReady();
+  absl::Status Failure(const Member& member, const std::string& what) const;
+  void Reap(double now);
+  absl::Status Record();
+
+  const ClusterOptions options_;
+  ClusterRecord record_;
+  std::vector<Member> members_;
+  std::string socket_folder_;
+  bool stopped_ = false;
+};
+
+}  // namespace cogumi::cli
