@@ -189,14 +189,14 @@ absl::StatusOr<BpeTokenizer::Settings> ReadSettings(const GgufFile& file, const 
   BpeTokenizer::Settings settings;
   if (!file.Has("tokenizer.ggml.pre")) {
     return absl::UnimplementedError(
-        Cat(file.path(), " names no pre-tokenizer (tokenizer.ggml.pre); supported are gpt-2, "
-                         "smollm and llama-bpe"));
+        "the model names no pre-tokenizer (tokenizer.ggml.pre); supported are gpt-2, smollm and "
+        "llama-bpe");
   }
   ASSIGN_OR_RETURN(const std::string_view name, file.GetString("tokenizer.ggml.pre"));
   const std::optional<PreTokenizer> kind = FindPreTokenizer(name);
   if (!kind.has_value()) {
     return absl::UnimplementedError(
-        Cat(file.path(), ": pre-tokenizer \"", gguf::Printable(name),
+        Cat("pre-tokenizer \"", gguf::Printable(name),
             "\" is not supported; supported are gpt-2, smollm and llama-bpe"));
   }
   settings.pre_tokenizer = *kind;

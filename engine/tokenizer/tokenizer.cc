@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <limits>
+#include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "engine/core/status_macros.h"
@@ -58,15 +60,23 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> CreateIdTokenizer(const GgufFile& fil
   return std::make_unique<IdTokenizer>(static_cast<int32_t>(size), std::move(end_tokens));
 }
 
-}  // namespace
-
-absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Create(const GgufFile& file) {
+absl::StatusOr<std::unique_ptr<Tokenizer>> CreateByModel(const GgufFile& file) {
   ASSIGN_OR_RETURN(const std::string_view model, file.GetString("tokenizer.ggml.model"));
   if (model == "gpt2") return CreateBpeTokenizer(file);
   if (model == "no_vocab") return CreateIdTokenizer(file);
   return absl::UnimplementedError(
-      Cat(file.path(), ": tokenizer model \"", gguf::Printable(model),
+      Cat("tokenizer model \"", gguf::Printable(model),
           "\" is not supported; supported are gpt2 (byte-level BPE) and no_vocab"));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Create(const GgufFile& file) {
+  auto tokenizer = CreateByModel(file);
+  if (tokenizer.ok()) return tokenizer;
+  const std::string message(tokenizer.status().message());
+  if (message.find(file.path()) != std::string::npos) return tokenizer;
+  return absl::Status(tokenizer.status().code(), Cat(file.path(), ": ", message));
 }
 
 }  // namespace cogumi

@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "engine/core/half.h"
-#include "tests/support/gguf_writer.h"
 
 namespace cogumi::testing {
 namespace {
@@ -137,7 +136,7 @@ void AddVocabulary(const TinyModelOptions& options, GgufBuilder* builder) {
 
 }  // namespace
 
-std::string TinyModelBytes(const TinyModelOptions& options) {
+std::string TinyModelBytes(const TinyModelOptions& options, std::vector<GgufField>* fields) {
   GgufBuilder builder;
   builder.String("general.architecture", "llama")
       .String("general.name", options.name)
@@ -198,7 +197,7 @@ std::string TinyModelBytes(const TinyModelOptions& options) {
     }
     builder.Floats32("rope_freqs.weight", {factors.size()}, factors);
   }
-  return builder.Bytes();
+  return builder.Bytes(fields);
 }
 
 void WriteTinyModel(const std::string& path, const TinyModelOptions& options) {

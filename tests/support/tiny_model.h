@@ -4,8 +4,10 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "engine/io/gguf.h"
+#include "tests/support/gguf_writer.h"
 
 namespace cogumi::testing {
 
@@ -36,7 +38,9 @@ inline constexpr int32_t kTinyVocabularySize = 267;
 // The template's own default system message.
 inline constexpr char kTinySystemMessage[] = "You are tiny.";
 
-std::string TinyModelBytes(const TinyModelOptions& options = {});
+// With `fields`, also where the numbers of the file are.
+std::string TinyModelBytes(const TinyModelOptions& options = {},
+                           std::vector<GgufField>* fields = nullptr);
 
 // Writes the model to `path` (its folder exists). Aborts the test program when that fails.
 void WriteTinyModel(const std::string& path, const TinyModelOptions& options = {});

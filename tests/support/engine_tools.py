@@ -1,0 +1,39 @@
+"""Where the Python tests find the model and the built tools, and how they talk to them."""
+import os
+import pathlib
+import struct
+import subprocess
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def model_path() -> pathlib.Path:
+    """The default model; without it the tests that need it fail."""
+    if named := os.environ.get("COGUMI_MODEL"):
+        path = pathlib.Path(named)
+    else:
+        cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        path = pathlib.Path(cache) / "cogumi" / "models" / MODEL_FILE
+    assert path.is_file(), f"the default model is missing: {path} (./run fetches it)"
+    return path
+
+
+def tool(name: str) -> pathlib.Path:
+    path = pathlib.Path(os.environ.get("COGUMI_BUILD", ROOT / "build")) / "tests" / name
+    assert path.is_file(), f"{path} is not built"
+    return path
+
+
+def tokenize(model: pathlib.Path, records: list[bytes], mode: str) -> list[tuple[list[int], int]]:
+    """Ids and dropped bytes of every record; `mode` is plain, special or chat."""
+    packed = b"".join(struct.pack("<I", len(r)) + r for r in records)
+    result = subprocess.run([tool("cogumi-tokenize-lines"), model, mode], input=packed,
+                            capture_output=True, timeout=300)
+    assert result.returncode == 0, result.stderr.decode(errors="replace")
+    answers = []
+    for line in result.stdout.decode().splitlines():
+        ids, dropped = line.split("\t")
+        answers.append(([int(i) for i in ids.split()], int(dropped)))
+    assert len(answers) == len(records)
+    return answers
