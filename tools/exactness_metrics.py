@@ -45,13 +45,14 @@ class Comparison:
 
     def summary(self):
         kl = np.asarray(self._kl)
-        if not np.isfinite(kl).all():  # a NaN anywhere must not look small
+        finite = bool(np.isfinite(kl).all())
+        if not finite:  # a NaN anywhere must not look small
             kl = np.full_like(kl, np.inf)
         return Summary(
-            positions=len(kl), kl_mean=float(kl.mean()), kl_p99=float(np.quantile(kl, 0.99)),
+            positions=len(kl), kl_mean=float(kl.mean()), kl_p99=float(np.quantile(kl, 0.99, method="lower")),
             same_top=float(np.mean(self._same)), perplexity=float(np.exp(np.mean(self._loss))),
             perplexity_exact=float(np.exp(np.mean(self._exact_loss))),
-            max_difference=self._largest if np.isfinite(kl).all() else float("inf"))
+            max_difference=self._largest if finite else float("inf"))
 
 
 def greedy_mismatches(tokens, margins, logits, least_margin):

@@ -25,7 +25,9 @@ except ModuleNotFoundError as error:
 
 TIERS = ("avx512vnni", "avx2", "reference")
 PHASES = ("prefill", "decode")
-KL_BOUND = 0.0035  # of the default kernels; llama.cpp reaches 0.0042 on the same file
+# Of mean KL by activations. int8 in blocks of 32 is what llama.cpp computes with: it reaches 0.0042
+# on the same file. 16 bit measure below 0.000001, so that their bound also sees small mistakes.
+KL_BOUNDS = {"int16": 0.0001, "int8": 0.0035}
 DIFFERENCE_BOUND = 1e-3  # of any log-probability, reference kernels with float32 activations
 MARGIN_EXACT, MARGIN_DEFAULT = 1e-3, 0.05  # of the ruler, from which on tokens must be equal
 REFERENCE_WINDOWS = 1  # the scalar tier is slow
@@ -50,9 +52,10 @@ class GoldenResult:
 class Evaluation:
     """Runs the engine over the ruler text and the golden prompts."""
 
-    def __init__(self, binary, model, ruler, windows):
+    def __init__(self, binary, model, ruler, windows, activations="int16"):
+        """windows: lists of token ids; ruler: see CachedRuler."""
         self._binary, self._model, self._ruler = binary, model, ruler
-        self._windows = text.windows(ruler.text_ids(), windows)
+        self._windows, self._activations = windows, activations
         self.results, self.golden, self.failures, self.skipped = [], [], [], []
 
     def _window_sequences(self, phase, count):
@@ -92,16 +95,18 @@ class Evaluation:
 
     def run_default(self, tier):
         """The default configuration of a tier."""
-        configuration = engine.Configuration(kernels=tier)
+        configuration = engine.Configuration(tier, self._activations)
+        bound = KL_BOUNDS[self._activations]
         count = REFERENCE_WINDOWS if tier == "reference" else len(self._windows)
         try:
             for phase in PHASES:
                 result = self.compare(configuration, phase, count)
                 print_result(result)
-                if not result.summary.kl_mean <= KL_BOUND:
+                if not result.summary.kl_mean <= bound:
                     self.failures.append(f"{result.kernels}, {phase}: mean KL "
-                                         f"{result.summary.kl_mean:.6f}, bound {KL_BOUND}")
-            self._check_golden(self.continue_golden(configuration, MARGIN_DEFAULT))
+                                         f"{result.summary.kl_mean:.6f}, bound {bound}")
+            if self._activations == "int16":  # 8 bits move a logit difference by about 0.1
+                self._check_golden(self.continue_golden(configuration, MARGIN_DEFAULT))
         except engine.UnsupportedTier as error:
             self.skipped.append(f"{tier}: {error}")
 
@@ -135,9 +140,12 @@ def parse_arguments():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true",
                         help="fail beyond the bounds: mean KL <= "
-                             f"{KL_BOUND} in each tier, float32 log-probabilities within "
+                             + ", ".join(f"{b} ({a})" for a, b in KL_BOUNDS.items()) +
+                             " in each tier, float32 log-probabilities within "
                              f"{DIFFERENCE_BOUND:.0e}, golden tokens equal")
     parser.add_argument("--tier", default=",".join(TIERS), help="comma-separated, default all")
+    parser.add_argument("--activations", default="int16", choices=sorted(KL_BOUNDS),
+                        help="of the tiers (default int16, the engine's own)")
     parser.add_argument("--windows", type=int, default=text.DEFAULT_WINDOWS,
                         help=f"windows of {text.WINDOW} tokens (default {text.DEFAULT_WINDOWS}; "
                              f"the reference tier takes {REFERENCE_WINDOWS})")
@@ -165,7 +173,7 @@ def parse_arguments():
 def write_json(path, evaluation, ruler):
     path.write_text(json.dumps({
         "model_sha256": ruler.model_digest, "text_sha256": text.TEXT_SHA256,
-        "bounds": {"kl_mean": KL_BOUND, "float_difference": DIFFERENCE_BOUND},
+        "bounds": {"kl_mean": KL_BOUNDS, "float_difference": DIFFERENCE_BOUND},
         "tiers": [{"kernels": r.kernels, "phase": r.phase, "windows": r.windows,
                    **dataclasses.asdict(r.summary)} for r in evaluation.results],
         "golden": [dataclasses.asdict(g) for g in evaluation.golden],
@@ -175,7 +183,9 @@ def write_json(path, evaluation, ruler):
 def main():
     arguments = parse_arguments()
     ruler = ruler_cache.CachedRuler(arguments.model)
-    evaluation = Evaluation(arguments.logits, arguments.model, ruler, arguments.windows)
+    evaluation = Evaluation(arguments.logits, arguments.model, ruler,
+                            text.windows(ruler.text_ids(), arguments.windows),
+                            arguments.activations)
     print(f"model  {pathlib.Path(arguments.model).name}, SHA-256 {ruler.model_digest}\n"
           f"text   {text.STORIES} CoQA stories, SHA-256 {text.TEXT_SHA256}\n"
           f"scored positions {text.SCORED_FROM}-{text.WINDOW - 1} of windows of {text.WINDOW}; "
