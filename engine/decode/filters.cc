@@ -97,12 +97,18 @@ void FilterCandidates(const float* logits, size_t count, float max, const Filter
     for (const float sum : scratch.blocks) total += static_cast<double>(sum);
     // Tokens lighter than this weigh less than 1 - top_p together: top-p needs none of them. Half
     // of it, for rounding.
-    const double bound = 0.5 * (1 - filters.top_p) * total / static_cast<double>(count);
+    const float bound =
+        static_cast<float>(0.5 * (1 - filters.top_p) * total / static_cast<double>(count));
     candidates.clear();
-    for (size_t i = 0; i < count; ++i) {
-      const float weight = scratch.weights[i];
-      if (static_cast<double>(weight) < bound) continue;
-      candidates.push_back({logits[i], static_cast<TokenId>(i), weight});
+    for (size_t block = 0; block < scratch.blocks.size(); ++block) {
+      if (scratch.blocks[block] < bound) continue;
+      const size_t begin = block * kVocabularyBlock;
+      const size_t end = std::min(count, begin + kVocabularyBlock);
+      for (size_t i = begin; i < end; ++i) {
+        const float weight = scratch.weights[i];
+        if (weight < bound) continue;
+        candidates.push_back({logits[i], static_cast<TokenId>(i), weight});
+      }
     }
     KeepMass(candidates, filters.top_p * total);
     KeepFrom(candidates, least);

@@ -90,26 +90,35 @@ COGUMI_INLINE void WeightsBody(const float* values, size_t count, float max, flo
   }
 COGUMI_VARIANTS(Portable, )
 COGUMI_VARIANTS(Avx2, __attribute__((target("avx2"))))
+COGUMI_VARIANTS(Avx512, __attribute__((target("avx512f,prefer-vector-width=512"))))
 #undef COGUMI_VARIANTS
 
-bool HasAvx2() {
-  static const bool has = __builtin_cpu_supports("avx2") != 0;
-  return has;
+struct Variant {
+  decltype(&MaximaPortable) maxima;
+  decltype(&WeightsPortable) weights;
+};
+
+const Variant& Best() {
+  static const Variant best = [] {
+    if (__builtin_cpu_supports("avx512f")) return Variant{MaximaAvx512, WeightsAvx512};
+    if (__builtin_cpu_supports("avx2")) return Variant{MaximaAvx2, WeightsAvx2};
+    return Variant{MaximaPortable, WeightsPortable};
+  }();
+  return best;
 }
 
 }  // namespace
 
 void BlockMaxima(const float* values, size_t count, std::vector<float>& maxima) {
   maxima.resize(VocabularyBlocks(count));
-  (HasAvx2() ? MaximaAvx2 : MaximaPortable)(values, count, maxima.data());
+  Best().maxima(values, count, maxima.data());
 }
 
 void SoftmaxWeights(const float* values, size_t count, float max, float scale,
                     std::vector<float>& weights, std::vector<float>& sums) {
   weights.resize(count);
   sums.resize(VocabularyBlocks(count));
-  (HasAvx2() ? WeightsAvx2 : WeightsPortable)(values, count, max, scale, weights.data(),
-                                              sums.data());
+  Best().weights(values, count, max, scale, weights.data(), sums.data());
 }
 
 float SoftmaxWeight(float value, float max, float scale) { return Exp((value - max) * scale); }
