@@ -2,7 +2,6 @@
 
 #include <unistd.h>
 
-#include <exception>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -14,10 +13,8 @@
 #include <utility>
 #include <vector>
 
-#include "prometheus/exposer.h"
 #include "prometheus/text_serializer.h"
 #include "services/common/config.h"
-#include "services/common/text.h"
 
 namespace cogumi::services {
 namespace {
@@ -181,35 +178,6 @@ std::string RenderMetrics(const prometheus::Collectable& registry) {
   std::vector<prometheus::MetricFamily> families = registry.Collect();
   for (auto& family : ProcessCollector()->Collect()) families.push_back(std::move(family));
   return prometheus::TextSerializer().Serialize(families);
-}
-
-struct MetricsServer::Impl {
-  std::shared_ptr<prometheus::Collectable> registry;
-  std::shared_ptr<prometheus::Collectable> process = ProcessCollector();
-  std::unique_ptr<prometheus::Exposer> exposer;
-};
-
-MetricsServer::MetricsServer() = default;
-MetricsServer::~MetricsServer() = default;
-
-absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Create(
-    const std::string& address, std::shared_ptr<prometheus::Collectable> registry) {
-  std::unique_ptr<MetricsServer> server(new MetricsServer);
-  server->impl_ = std::make_unique<Impl>();
-  server->impl_->registry = std::move(registry);
-  try {
-    server->impl_->exposer = std::make_unique<prometheus::Exposer>(address, 1);
-    server->impl_->exposer->RegisterCollectable(server->impl_->registry);
-    server->impl_->exposer->RegisterCollectable(server->impl_->process);
-    const std::vector<int> ports = server->impl_->exposer->GetListeningPorts();
-    const std::string host = address.substr(0, address.rfind(':'));
-    server->address_ = Cat(host, ":", ports.empty() ? 0 : ports[0]);
-  } catch (const std::exception& error) {
-    // civetweb throws when it cannot bind; its text has no address.
-    return absl::UnavailableError(
-        Cat("metrics: cannot listen on ", address, " (", error.what(), ")"));
-  }
-  return server;
 }
 
 }  // namespace cogumi::services

@@ -1,4 +1,4 @@
-// Prometheus instruments that every service has, and their exposure over HTTP.
+// Prometheus instruments that every service has.
 #pragma once
 
 #include <memory>
@@ -6,7 +6,6 @@
 #include <string_view>
 #include <vector>
 
-#include "absl/status/statusor.h"
 #include "prometheus/counter.h"
 #include "prometheus/family.h"
 #include "prometheus/gauge.h"
@@ -60,21 +59,5 @@ std::shared_ptr<prometheus::Collectable> ProcessCollector();
 
 // Registry and ProcessCollector in Prometheus' text format, for a service with its own HTTP door.
 std::string RenderMetrics(const prometheus::Collectable& registry);
-
-// GET /metrics on an internal port.
-class MetricsServer {
- public:
-  // `address` is host:port; port 0 takes a free one. UNAVAILABLE when the port is taken.
-  static absl::StatusOr<std::unique_ptr<MetricsServer>> Create(
-      const std::string& address, std::shared_ptr<prometheus::Collectable> registry);
-  ~MetricsServer();
-  const std::string& address() const { return address_; }
-
- private:
-  MetricsServer();
-  struct Impl;
-  std::unique_ptr<Impl> impl_;
-  std::string address_;
-};
 
 }  // namespace cogumi::services

@@ -19,6 +19,7 @@
 #include "engine/core/status_macros.h"
 #include "services/common/channel.h"
 #include "services/common/logging.h"
+#include "services/common/metrics_server.h"
 #include "services/common/text.h"
 
 namespace cogumi::services {
