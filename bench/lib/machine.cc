@@ -14,12 +14,31 @@ double Now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// As wide as the machine allows, so that the loads and not the additions take the time.
-__attribute__((target_clones("avx512f", "avx2", "default"), optimize("O3"))) uint64_t SumWords(
-    const uint64_t* words, size_t count) {
-  uint64_t sum = 0;
-  for (size_t i = 0; i < count; ++i) sum += words[i];
-  return sum;
+// Several sums side by side keep enough loads in flight that memory and not the additions takes
+// the time.
+inline __attribute__((always_inline)) uint64_t Sum(const uint64_t* words, size_t count) {
+  constexpr size_t kSums = 32;
+  uint64_t sums[kSums] = {};
+  for (size_t i = 0; i + kSums <= count; i += kSums) {
+    for (size_t j = 0; j < kSums; ++j) sums[j] += words[i + j];
+  }
+  uint64_t all = 0;
+  for (const uint64_t sum : sums) all += sum;
+  return all;
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx2"), optimize("O3"))) uint64_t SumAvx2(const uint64_t* words,
+                                                                size_t count) {
+  return Sum(words, count);
+}
+#endif
+
+__attribute__((optimize("O3"))) uint64_t SumWords(const uint64_t* words, size_t count) {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2")) return SumAvx2(words, count);
+#endif
+  return Sum(words, count);
 }
 
 }  // namespace
