@@ -19,10 +19,19 @@ def model_path() -> pathlib.Path:
     return path
 
 
-def tool(name: str) -> pathlib.Path:
-    path = pathlib.Path(os.environ.get("COGUMI_BUILD", ROOT / "build")) / "tests" / name
+def _built(folder: str, name: str) -> pathlib.Path:
+    path = pathlib.Path(os.environ.get("COGUMI_BUILD", ROOT / "build")) / folder / name
     assert path.is_file(), f"{path} is not built"
     return path
+
+
+def tool(name: str) -> pathlib.Path:
+    """A program that only tests use."""
+    return _built("tests", name)
+
+
+def binary(name: str) -> pathlib.Path:
+    return _built("bin", name)
 
 
 def tokenize(model: pathlib.Path, records: list[bytes], mode: str) -> list[tuple[list[int], int]]:

@@ -90,17 +90,19 @@ class RandomBlocks {
         Half(peak / 16, out);
         Word(FloatToHalf(-peak), out);
         return Random(20, out);
-      case GgmlType::kQ4_K:  // 6-bit scales and minimums of random bits: 32 on average
-        Half(peak / (8 * 32), out);
-        Half(peak / 32, out);
+      // In K-quants the scales of the groups are random bits too; the divisors are the deviations
+      // of the integers that come out.
+      case GgmlType::kQ4_K:
+        Half(deviation / 272, out);
+        Half(deviation / 272 * 7.5f, out);
         return Random(140, out);
       case GgmlType::kQ5_K:
-        Half(peak / (16 * 32), out);
-        Half(peak / 32, out);
+        Half(deviation / 543, out);
+        Half(deviation / 543 * 15.5f, out);
         return Random(172, out);
-      case GgmlType::kQ6_K:  // signed 8-bit scales of random bits
+      case GgmlType::kQ6_K:
         Random(208, out);
-        return Half(peak / (32 * 64), out);
+        return Half(deviation / 1370, out);
     }
   }
 

@@ -350,8 +350,7 @@ TEST(Gguf, TinyModelsOfEveryTypeAreValid) {
     }
     const double count = static_cast<double>(values.size());
     const double deviation = std::sqrt(squares / count);
-    EXPECT_GT(deviation, 0.05) << GgmlTypeName(type);
-    EXPECT_LT(deviation, 0.3) << GgmlTypeName(type);
+    EXPECT_NEAR(deviation, 2.0 / 16, 0.04) << GgmlTypeName(type);
     EXPECT_LT(std::abs(sum / count), deviation / 4) << GgmlTypeName(type);
   }
 }
