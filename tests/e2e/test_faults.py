@@ -1,0 +1,135 @@
+"""Services that are killed come back, acknowledged turns are still there, a drain loses nothing."""
+import os
+import signal
+import threading
+
+import grpc
+import pytest
+from cluster import SERVICES, alive, eventually
+from conftest import collect
+
+
+def answers(client):
+    """Whether the cluster answers now."""
+    try:
+        return bool(collect(client.chat(client.request("What is 2+2?", max_tokens=4),
+                                        timeout=20))[0])
+    except grpc.RpcError as error:
+        assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED,
+                                grpc.StatusCode.INTERNAL), error
+        return False
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_killed_service_comes_back(own_cluster, connect, service):
+    cluster = own_cluster()
+    client = connect(cluster)
+    said = client.ask("What is the capital of France?", session="kept", max_tokens=8)
+    # A stream that runs while the service is killed ends: with its answer, or with an error.
+    stream = client.chat(client.request("Tell me a long story.", max_tokens=200, ignore_eos=True))
+    next(stream)
+    victim = cluster.pid(service)
+    os.kill(victim, signal.SIGKILL)
+    try:
+        collect(stream)
+        assert service in ("router", "modifiers")
+    except grpc.RpcError as error:
+        assert service in ("gateway", "decoder"), (service, error)
+        assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL), error
+
+    eventually(lambda: cluster.pid(service) != victim and alive(cluster.pid(service)),
+               "a new process", 60)
+    eventually(lambda: answers(client), lambda: f"an answer: {cluster.log_text()}", 60)
+    assert [(t.user, t.assistant) for t in client.turns("kept")] == [
+        ("What is the capital of France?", said)]
+    cluster.await_idle()
+
+
+def test_every_acknowledged_turn_survives_a_killed_gateway(own_cluster, connect):
+    cluster = own_cluster()
+    client = connect(cluster)
+    acknowledged = {}
+    for number in range(6):
+        session = f"s{number}"
+        acknowledged[session] = client.ask(f"Say {number}.", session=session, max_tokens=3)
+    victim = cluster.pid("gateway")
+    os.kill(victim, signal.SIGKILL)
+    eventually(lambda: cluster.pid("gateway") != victim, "a new gateway", 60)
+    eventually(lambda: answers(client), "an answer", 60)
+    for session, text in acknowledged.items():
+        assert [t.assistant for t in client.turns(session)] == [text]
+
+
+def test_without_a_router_answers_go_on(own_cluster, connect, pb):
+    cluster = own_cluster()
+    client = connect(cluster)
+    os.kill(cluster.pid("router"), signal.SIGSTOP)
+    try:
+        _, _, complete = client.answer(client.request("What is 2+2?", max_tokens=4))
+        explained = client.stub.Explain(
+            pb.gateway.ExplainRequest(request_id=complete.request_id), timeout=10)
+        assert explained.notes, "the degraded mode is nowhere to be seen"
+        eventually(lambda: cluster.value("gateway", "cogumi_gateway_router_degraded_total") > 0,
+                   "the degraded mode's metric")
+    finally:
+        os.kill(cluster.pid("router"), signal.SIGCONT)
+
+
+def test_a_drain_loses_no_token(own_cluster, connect):
+    cluster = own_cluster()
+    client = connect(cluster)
+    request = client.request("Tell me a long story.", max_tokens=150, ignore_eos=True)
+    _, expected, _ = client.answer(request)
+    streams = [client.chat(request) for _ in range(4)]
+    firsts = [next(stream) for stream in streams]
+    cluster.remember_metrics()
+    cluster.terminate()
+
+    results = [None] * len(streams)
+
+    def read(index):
+        ids = list(firsts[index].chunk.token_ids)
+        kind = ""
+        for event in streams[index]:
+            kind = event.WhichOneof("event")
+            ids += event.chunk.token_ids
+        results[index] = (ids, kind)
+
+    readers = [threading.Thread(target=read, args=(i,)) for i in range(len(streams))]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join(120)
+    assert results == [(list(expected), "complete")] * len(streams), cluster.log_text()
+    assert cluster.process.wait(60) == 0
+    for service in cluster.started["services"]:
+        assert not alive(service["pid"]), service
+
+
+def test_a_draining_cluster_refuses_new_requests(own_cluster, connect):
+    cluster = own_cluster()
+    client = connect(cluster)
+    stream = client.chat(client.request("Tell me a long story.", max_tokens=400, ignore_eos=True))
+    next(stream)
+    cluster.remember_metrics()
+    cluster.terminate()
+
+    def refused():
+        try:
+            list(client.chat(client.request("x", max_tokens=1), timeout=10))
+            return False
+        except grpc.RpcError as error:
+            return error.code() == grpc.StatusCode.UNAVAILABLE
+
+    eventually(refused, "UNAVAILABLE for a new request")
+    list(stream)
+    assert cluster.process.wait(60) == 0
+
+
+def test_services_end_with_their_supervisor(own_cluster):
+    cluster = own_cluster()
+    pids = [service["pid"] for service in cluster.services().values()]
+    assert all(alive(pid) for pid in pids)
+    cluster.process.kill()
+    cluster.process.wait()
+    eventually(lambda: not any(alive(pid) for pid in pids), "the end of the services", 60)
