@@ -64,10 +64,10 @@ void ModelCatalogue::Ask() {
 }
 
 void ModelCatalogue::Answered(absl::StatusOr<cogumi::v1::ModelInfoResponse> response) {
-  absl::StatusOr<ModelSnapshot> result = response.status();
-  if (response.ok()) {
-    result = std::make_shared<const cogumi::v1::ModelInfoResponse>(*std::move(response));
-  }
+  absl::StatusOr<ModelSnapshot> result =
+      response.ok() ? absl::StatusOr<ModelSnapshot>(
+                          std::make_shared<const cogumi::v1::ModelInfoResponse>(*response))
+                    : response.status();
   std::vector<Callback> waiting;
   {
     std::lock_guard lock(mutex_);
