@@ -132,6 +132,8 @@ class RandomRun {
     }
     const EngineStats stats = harness_.scheduler.Stats();
     ASSERT_LE(stats.running, harness_.options.max_running);
+    ASSERT_GE(stats.prompt_tokens, prompt_tokens_) << "a counter went back";
+    prompt_tokens_ = stats.prompt_tokens;
     ASSERT_EQ(static_cast<size_t>(stats.running + stats.queued), live_);
   }
 
@@ -183,6 +185,7 @@ class RandomRun {
   std::map<RequestHandle, Tracked> requests_;
   size_t live_ = 0;
   uint64_t rejected_ = 0;
+  uint64_t prompt_tokens_ = 0;
 };
 
 TEST(SchedulerRandom, EveryRequestEndsOnceWithTheUndisturbedAnswer) {

@@ -263,7 +263,10 @@ TEST(Scheduler, PreemptionDoesNotChangeAnswers) {
   // The youngest of the lowest priority gives way.
   EXPECT_GT(sinks[1]->tokens().size(), sinks[2]->tokens().size());
   h.Finish();
-  for (size_t i = 0; i < 3; ++i) ExpectAnswer(*sinks[i], answers[i]);
+  for (size_t i = 0; i < 3; ++i) {
+    ExpectAnswer(*sinks[i], answers[i]);
+    EXPECT_EQ(sinks[i]->completion().timings.queue, 0);  // waiting again is no queueing
+  }
   EXPECT_EQ(h.scheduler.Stats().prompt_tokens, 180u);  // recomputed ones count once
   EXPECT_EQ(h.scheduler.Stats().generated_tokens, 570u);
   h.ExpectEmpty();
@@ -281,6 +284,22 @@ TEST(Scheduler, AdmissionLeavesAPageForTheFirstTokens) {
   EXPECT_EQ(behind->tokens().size(), 0u);
   h.Finish();
   EXPECT_TRUE(second->status().ok());
+}
+
+TEST(Scheduler, AdmissionCountsPagesThatPromptsWillStillTake) {
+  SchedulerOptions options;
+  options.prefill_chunk = 16;
+  for (const bool together : {true, false}) {
+    SchedulerHarness h(options, 6);
+    h.MustSubmit(GreedyRequest(PromptOf(250), 2));  // 4 pages, one of them taken by a first step
+    if (!together) h.Step();
+    h.MustSubmit(GreedyRequest(PromptOf(100, 1), 2));  // 2 + 1 pages
+    h.Step();
+    EXPECT_EQ(h.scheduler.Stats().running, 1);
+    EXPECT_EQ(h.scheduler.Stats().kv_pages_used, 1);
+    h.Finish();
+    EXPECT_EQ(h.scheduler.Stats().preemptions, 0u);
+  }
 }
 
 TEST(Scheduler, ContextOverflowNamesBothNumbers) {

@@ -1,5 +1,6 @@
 // The engine's threads: queueing, delivery, health, drain and shutdown over a fake model.
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <functional>
 #include <future>
@@ -197,6 +198,12 @@ TEST(StepEngine, TheWatchdogFollowsTheStep) {
   EXPECT_FALSE(engine->Healthy());
   gate.SetOpen(true);
   sink->Wait();
+  clock.Set(2000);
+  // The turn of the loop that told the end is over in a moment.
+  const auto patience = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (!engine->Healthy() && std::chrono::steady_clock::now() < patience) {
+    std::this_thread::yield();
+  }
   EXPECT_TRUE(engine->Healthy());
 }
 
