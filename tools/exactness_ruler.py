@@ -78,6 +78,13 @@ class CachedRuler:
             _write(path, lambda file: file.write(json.dumps(ids).encode()))
         return json.loads(path.read_text())
 
+    def prepare(self, windows):
+        """Computes what is not in the cache yet."""
+        for number, ids in enumerate(windows):
+            self.window(number, ids)
+        self.golden()
+        self._loaded = None  # half a gigabyte
+
     def window(self, number, ids):
         """Log-probabilities [scored positions, vocabulary] of a window of the text."""
         path = self._folder / f"window{number}.npy"

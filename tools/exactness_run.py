@@ -130,8 +130,8 @@ class Evaluation:
 
 def print_result(result):
     s = result.summary
-    print(f"{result.kernels:26} {result.phase:8} {result.windows:7}  {s.kl_mean:.7f}  "
-          f"{s.kl_p99:.6f}  {s.same_top:8.2%}  {s.perplexity:8.3f} ({s.perplexity_exact:.3f})  "
+    print(f"{result.kernels:26} {result.phase:8} {result.windows:7}  {s.kl_mean:7.1e}  "
+          f"{s.kl_p99:7.1e}  {s.same_top:8.2%}  {s.perplexity:8.3f} ({s.perplexity_exact:.3f})  "
           f"{s.max_difference:.1e}", flush=True)
 
 
@@ -183,14 +183,15 @@ def write_json(path, evaluation, ruler):
 def main():
     arguments = parse_arguments()
     ruler = ruler_cache.CachedRuler(arguments.model)
-    evaluation = Evaluation(arguments.logits, arguments.model, ruler,
-                            text.windows(ruler.text_ids(), arguments.windows),
+    windows = text.windows(ruler.text_ids(), arguments.windows)
+    ruler.prepare(windows)
+    evaluation = Evaluation(arguments.logits, arguments.model, ruler, windows,
                             arguments.activations)
     print(f"model  {pathlib.Path(arguments.model).name}, SHA-256 {ruler.model_digest}\n"
           f"text   {text.STORIES} CoQA stories, SHA-256 {text.TEXT_SHA256}\n"
           f"scored positions {text.SCORED_FROM}-{text.WINDOW - 1} of windows of {text.WINDOW}; "
           "prefill: all in prompt chunks; decode: one token a step from there on\n\n"
-          f"{'kernels':26} {'phase':8} windows  mean KL    99 %      same top  "
+          f"{'kernels':26} {'phase':8} windows  mean KL  99 %     same top  "
           "perplexity (exact)  largest difference")
     for tier in arguments.tiers:
         evaluation.run_default(tier)
