@@ -29,8 +29,9 @@ constexpr char kQwenChatMl[] =
     "{%- if messages[0]['role'] == 'system' %}"
     "{{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}{%- else %}"
     "{{- '<|im_start|>system\\nYou\\'re Q.<|im_end|>\\n' }}{%- endif %}{%- endif %}"
-    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' + message.content + "
-    "'<|im_end|>' + '\\n' }}{%- endfor %}{%- if add_generation_prompt %}"
+    "{%- for message in messages %}{%- if message.content | trim | length > 0 %}"
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}"
+    "{%- endif %}{%- endfor %}{%- if add_generation_prompt %}"
     "{{- '<|im_start|>assistant\\n' }}{%- endif %}";
 
 constexpr char kLlama3[] =
@@ -50,6 +51,25 @@ constexpr char kLlama31[] =
     "'<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}"
     "{%- endif %}";
+
+// An answer that begins with thoughts.
+constexpr char kThinking[] =
+    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' + message.content + "
+    "'<|im_end|>\n' }}{%- endfor %}{%- if add_generation_prompt %}"
+    "{{- '<|im_start|>assistant\n<think>\n' }}{%- endif %}";
+
+// A system message of its own that is put together piece by piece.
+constexpr char kFunctionCalling[] =
+    "{{- '<|im_start|>system\n' }}{{- 'You call functions: ' }}{%- for tool in tools %}"
+    "{{- tool.name }}{%- endfor %}{{- '<|im_end|>\n' }}{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}";
+
+// Bare text around expressions, contents trimmed, and a beginning-of-sequence token.
+constexpr char kBareChatMl[] =
+    "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] | trim }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}"
+    "<|im_start|>assistant\n{% endif %}";
 
 // A file with the template (none when empty), all byte tokens and the control tokens of both
 // families.
@@ -75,6 +95,7 @@ class Fixture {
         .Strings("tokenizer.ggml.tokens", tokens)
         .Ints("tokenizer.ggml.token_type", types)
         .Strings("tokenizer.ggml.merges", {});
+    if (control_tokens) builder.Uint("tokenizer.ggml.bos_token_id", 258);
     if (!source.empty()) builder.String("tokenizer.chat_template", source);
     bytes_ = builder.Bytes();
     file_ = GgufFile::Parse(std::as_bytes(std::span(bytes_.data(), bytes_.size())), "test.gguf")
@@ -134,6 +155,13 @@ TEST(ChatTemplate, TheTemplatesOwnSystemMessageComesFirst) {
   EXPECT_THAT(fixture.Render(kTalk), ::testing::StartsWith("<|im_start|>system\nBe brief.<|im_"));
 }
 
+TEST(ChatTemplate, ChatMlWithBareTextTrimAndBeginning) {
+  const Fixture fixture(kBareChatMl);
+  EXPECT_EQ(fixture.Create()->name(), "chatml");
+  EXPECT_EQ(fixture.Render(kQuestion),
+            "<|begin_of_text|><|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
+}
+
 TEST(ChatTemplate, Llama3) {
   const Fixture fixture(kLlama3);
   EXPECT_EQ(fixture.Create()->name(), "llama3");
@@ -173,7 +201,7 @@ TEST(ChatTemplate, MarkersInAMessageStayText) {
 TEST(ChatTemplate, UnknownOnesSayHowToChoose) {
   for (const char* source :
        {"", "{% for message in messages %}[INST] {{ message['content'] }} [/INST]{% endfor %}",
-        "<|im_start|> <|im_end|>"}) {
+        "<|im_start|> <|im_end|>", kThinking, kFunctionCalling}) {
     const Fixture fixture(source);
     const auto unknown = fixture.Create();
     EXPECT_EQ(unknown->name(), "");
