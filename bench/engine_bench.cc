@@ -89,9 +89,11 @@ absl::StatusOr<nlohmann::json> RunBench(const BenchOptions& options) {
   }
   ASSIGN_OR_RETURN(const std::unique_ptr<Model> model, Model::Load(*file, model_options, &pool));
   result["configuration"] = model->kernel_configuration();
+  const SpeedTest warm_up = {.name = "warm-up", .depth = options.chunk, .steps = 8};
+  std::vector<SpeedTest> all = tests;
+  all.push_back(warm_up);
   ASSIGN_OR_RETURN(const std::unique_ptr<SpeedRunner> runner,
-                   SpeedRunner::Create(model.get(), options.chunk, tests));
-  SpeedTest warm_up = {.name = "warm-up", .depth = options.chunk, .steps = 8};
+                   SpeedRunner::Create(model.get(), options.chunk, all));
   RETURN_IF_ERROR(runner->Measure(warm_up).status());
   for (const SpeedTest& test : tests) {
     std::vector<double> rates;

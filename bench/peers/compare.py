@@ -62,6 +62,12 @@ class Ours:
         return self.last["rows"][0]["tokens_per_second"]
 
 
+def warn_of_load():
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        say(f"warning: other processes compute (load average {load:.1f}); figures will suffer")
+
+
 def search(binaries, model, threads):
     """The peer's best options for each quick test: flash attention, micro-batch, threads."""
     counts = ",".join(str(count) for count in sorted({1, threads}))
@@ -161,6 +167,7 @@ def main():
     if arguments.kernels:
         extra += ["--kernels", arguments.kernels]
     ours = Ours(arguments.bench, arguments.model, extra)
+    warn_of_load()
     say("searching llama.cpp's best options")
     best = search(binaries, arguments.model, arguments.threads)
     rows = [Row(name) for name in arguments.rows]
