@@ -24,12 +24,11 @@ void Gather(const float* logits, size_t count, float threshold, const std::vecto
   }
 }
 
-// Cuts the candidates to the fewest, most likely first, whose weights reach `mass`. Halves the
+// Cuts the candidates to the fewest, most likely first, whose weights reach `mass` > 0. Halves the
 // undecided range each time, so the cost is linear however flat the distribution is.
 void KeepMass(std::vector<Candidate>& candidates, double mass) {
   constexpr std::ptrdiff_t kSmall = 32;
-  const auto first = candidates.begin();
-  auto low = first;
+  auto low = candidates.begin();
   auto high = candidates.end();
   double reached = 0;
   while (high - low > kSmall) {
@@ -45,7 +44,7 @@ void KeepMass(std::vector<Candidate>& candidates, double mass) {
     }
   }
   std::sort(low, high, RanksBefore);
-  while (low != high && (low == first || reached < mass)) {
+  while (low != high && reached < mass) {
     reached += static_cast<double>(low->weight);
     ++low;
   }

@@ -174,6 +174,14 @@ TEST(Sampler, TinyTemperatureIsGreedy) {
       ASSERT_EQ(SampleId(Make(params, 2000), logits, position), Summarise(logits).argmax);
     }
   }
+  // Equal ones stay equally likely, even where 1 / temperature is no number.
+  std::map<TokenId, int> counts;
+  for (int64_t position = 0; position < 100; ++position) {
+    ++counts[SampleId(Make(params, 4), {1.0f, 7.0f, 7.0f, 6.9999f}, position)];
+  }
+  EXPECT_GT(counts[1], 20);
+  EXPECT_GT(counts[2], 20);
+  EXPECT_EQ(counts[1] + counts[2], 100);
 }
 
 TEST(Sampler, LogitBiasForcesAndForbids) {
@@ -244,11 +252,25 @@ TEST(Sampler, ExtremePenaltiesStayFinite) {
   params.repetition_penalty = std::numeric_limits<float>::denorm_min();
   const std::vector<float> logits = {3.0f, 2.0f, -1.0f};
   Sampler sampler = Make(params, 3, 1, {0, 1, 2});
-  for (int64_t position = 3; position < 50; ++position) {
+  std::map<TokenId, int> counts;  // both positive logits are at the bound: equally likely
+  for (int64_t position = 3; position < 103; ++position) {
     const TokenId id = SampleId(sampler, logits, position);
-    ASSERT_TRUE(id == 0 || id == 1) << id;
+    ++counts[id];
     sampler.Accept(id);
   }
+  EXPECT_GT(counts[0], 20);
+  EXPECT_GT(counts[1], 20);
+  EXPECT_EQ(counts[2], 0);
+}
+
+TEST(Sampler, PresenceSparesPromptTokensThatTheRepetitionPenaltyCounts) {
+  SamplingParams params = Greedy();
+  params.repetition_penalty = 1.001f;
+  params.presence_penalty = 2;
+  Sampler sampler = Make(params, 2, 1, {0});
+  EXPECT_EQ(SampleId(sampler, {3.0f, 2.0f}, 1), 0);
+  sampler.Accept(0);
+  EXPECT_EQ(SampleId(sampler, {3.0f, 2.0f}, 2), 1);
 }
 
 TEST(Sampler, NotFiniteLogitsAreAnError) {

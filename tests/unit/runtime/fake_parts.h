@@ -261,11 +261,13 @@ inline FakeAnswer AnswerOf(const std::vector<TokenId>& prompt, const SamplingPar
       break;
     }
     bytes += tokenizer.TokenBytes(last, false);
-    // Held-back bytes may still turn into something else: only whole characters can stop.
-    std::string whole;
-    Utf8Assembler utf8;
-    utf8.Append(bytes, whole);
-    if (!NaiveStop(whole, sampling.stop).matched.empty()) break;
+    if (!sampling.stop.empty()) {
+      // Held-back bytes may still turn into something else: only whole characters can stop.
+      std::string whole;
+      Utf8Assembler utf8;
+      utf8.Append(bytes, whole);
+      if (!NaiveStop(whole, sampling.stop).matched.empty()) break;
+    }
     state = FakeState(state, last, TokenRole::kGenerated);
   }
   const NaiveAnswer cut = NaiveStop(NaiveUtf8(bytes), sampling.stop);
