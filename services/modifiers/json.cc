@@ -32,7 +32,7 @@ class Builder : public nlohmann::json_sax<nlohmann::json> {
   bool string(string_t& value) override { return Put(Json(std::move(value))); }
   bool binary(binary_t& /*value*/) override { return Refuse("binary values are not JSON"); }
 
-  bool start_object(std::size_t /*elements*/) override { return Open(Json(Json::Object())); }
+  bool start_object(std::size_t /*elements*/) override { return Open(Json::EmptyObject()); }
   bool key(string_t& key) override {
     if (!keys_.back().insert(key).second) {
       return Refuse(Cat("key ", JsonString(TruncateUtf8(key, 60)), " is given twice"));
@@ -41,7 +41,7 @@ class Builder : public nlohmann::json_sax<nlohmann::json> {
     return true;
   }
   bool end_object() override { return Close(); }
-  bool start_array(std::size_t /*elements*/) override { return Open(Json(Json::Array())); }
+  bool start_array(std::size_t /*elements*/) override { return Open(Json::EmptyArray()); }
   bool end_array() override { return Close(); }
 
   bool parse_error(std::size_t position, const std::string& /*token*/,
@@ -107,15 +107,12 @@ class Builder : public nlohmann::json_sax<nlohmann::json> {
 }  // namespace
 
 bool Json::number(double* out) const {
-  if (const auto* whole = std::get_if<int64_t>(&value_)) {
-    *out = static_cast<double>(*whole);
+  if (kind_ == Kind::kInteger) {
+    *out = static_cast<double>(integer_);
     return true;
   }
-  if (const auto* real = std::get_if<double>(&value_)) {
-    *out = *real;
-    return true;
-  }
-  return false;
+  *out = real_;
+  return kind_ == Kind::kReal;
 }
 
 const Json* Json::Find(std::string_view key) const {

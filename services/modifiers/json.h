@@ -7,7 +7,6 @@
 #include <string>
 #include <string_view>
 #include <utility>
-#include <variant>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -20,33 +19,42 @@ class Json {
   using Object = std::vector<std::pair<std::string, Json>>;  // in order of the text
 
   Json() = default;
-  explicit Json(bool value) : value_(value) {}
-  explicit Json(int64_t value) : value_(value) {}
-  explicit Json(double value) : value_(value) {}
-  explicit Json(std::string value) : value_(std::move(value)) {}
-  explicit Json(Array value) : value_(std::move(value)) {}
-  explicit Json(Object value) : value_(std::move(value)) {}
+  explicit Json(bool value) : kind_(Kind::kBoolean), boolean_(value) {}
+  explicit Json(int64_t value) : kind_(Kind::kInteger), integer_(value) {}
+  explicit Json(double value) : kind_(Kind::kReal), real_(value) {}
+  explicit Json(std::string value) : kind_(Kind::kString), string_(std::move(value)) {}
+  static Json EmptyArray() { return Json(Kind::kArray); }
+  static Json EmptyObject() { return Json(Kind::kObject); }
 
-  bool is_null() const { return std::holds_alternative<std::monostate>(value_); }
+  bool is_null() const { return kind_ == Kind::kNull; }
   // Null when it is something else.
-  const bool* boolean() const { return std::get_if<bool>(&value_); }
-  const int64_t* integer() const { return std::get_if<int64_t>(&value_); }
-  const std::string* string() const { return std::get_if<std::string>(&value_); }
-  const Array* array() const { return std::get_if<Array>(&value_); }
-  const Object* object() const { return std::get_if<Object>(&value_); }
+  const bool* boolean() const { return kind_ == Kind::kBoolean ? &boolean_ : nullptr; }
+  const int64_t* integer() const { return kind_ == Kind::kInteger ? &integer_ : nullptr; }
+  const std::string* string() const { return kind_ == Kind::kString ? &string_ : nullptr; }
+  const Array* array() const { return kind_ == Kind::kArray ? &array_ : nullptr; }
+  const Object* object() const { return kind_ == Kind::kObject ? &object_ : nullptr; }
+  Array* mutable_array() { return kind_ == Kind::kArray ? &array_ : nullptr; }
+  Object* mutable_object() { return kind_ == Kind::kObject ? &object_ : nullptr; }
   // Whole numbers too; false when it is no number.
   bool number(double* out) const;
   // A member of an object, or null.
   const Json* Find(std::string_view key) const;
 
-  Array* mutable_array() { return std::get_if<Array>(&value_); }
-  Object* mutable_object() { return std::get_if<Object>(&value_); }
-
   // For messages: the value as text, cut at 60 bytes.
   std::string Describe() const;
 
  private:
-  std::variant<std::monostate, bool, int64_t, double, std::string, Array, Object> value_;
+  enum class Kind { kNull, kBoolean, kInteger, kReal, kString, kArray, kObject };
+  explicit Json(Kind kind) : kind_(kind) {}
+
+  // Plain members: GCC 12 takes moves of a recursive std::variant for uninitialised reads.
+  Kind kind_ = Kind::kNull;
+  bool boolean_ = false;
+  int64_t integer_ = 0;
+  double real_ = 0;
+  std::string string_;
+  Array array_;
+  Object object_;
 };
 
 struct JsonLimits {
