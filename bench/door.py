@@ -48,6 +48,7 @@ def measure(arguments, cluster, stubs):
     """{row: [tokens a second]}, the engine's rows first."""
     doors = [serving.GrpcDoor(cluster, stubs), serving.SseDoor(cluster, stubs)]
     rates, seed, report = {}, 1, None
+    serving.first_answer(doors[0])
     for door in doors:
         serving.one_stream(door, 0, arguments.tokens)  # warm-up
     for number in range(arguments.rounds):

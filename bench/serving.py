@@ -78,8 +78,7 @@ class GrpcDoor:
         request.sampling.ignore_eos = True
         first, last = 0, b""
         for message in self._call(request.SerializeToString(), timeout=300):
-            if not first:
-                first = time.monotonic()
+            first = first or time.monotonic()
             last = message
         end = time.monotonic()
         response = self._stubs.CompleteResponse.FromString(last)
@@ -118,6 +117,18 @@ class SseDoor:
             raise BenchError("the stream told no usage: "
                              + received[-300:].decode(errors="replace"))
         return Stream(first, end, int(usage[1].split(b",")[0].split(b"}")[0]))
+
+
+def first_answer(door, seconds=20):
+    """Asks until an answer comes: the gateway may still be connecting to the decoder."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return door.generate(0, 2)
+        except grpc.RpcError as error:
+            if error.code() != grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
+                raise BenchError(f"{door.name}: {error.code().name}: {error.details()}") from error
+            time.sleep(0.01)
 
 
 def one_stream(door, seed, tokens):

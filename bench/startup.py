@@ -33,13 +33,6 @@ def processor_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def start(folder):
-    """A cluster and the seconds until all four services said that they are ready."""
-    begin = time.monotonic()
-    cluster = serving.Cluster(folder)
-    return cluster, time.monotonic() - begin
-
-
 def parse_arguments():
     parser = argparse.ArgumentParser(prog="bench/startup", description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail beyond the bounds")
@@ -47,32 +40,40 @@ def parse_arguments():
     parser.add_argument("--idle", type=float, default=10, help="seconds of rest that are measured")
     parser.add_argument("--json", metavar="OUT", help="write the figures here")
     arguments = parser.parse_args()
-    if arguments.rounds < 1 or arguments.idle < 1:
-        parser.error("--rounds and --idle are at least 1")
+    if arguments.rounds < 2 or arguments.idle < 1:
+        parser.error("--rounds is at least 2, --idle at least 1")
     return arguments
 
 
 def measure(arguments, folder):
-    ready = []
+    ready, answered = [], []
+    stubs = serving.load_stubs(folder)
     for number in range(arguments.rounds + 1):  # the first warms the file cache
-        cluster, seconds = start(pathlib.Path(folder) / str(number))
+        begin = time.monotonic()
+        cluster = serving.Cluster(pathlib.Path(folder) / str(number))
+        seconds = time.monotonic() - begin
+        if number < arguments.rounds:
+            try:
+                first = serving.first_answer(serving.GrpcDoor(cluster, stubs)).first - begin
+            finally:
+                cluster.stop()
+            if number > 0:
+                answered.append(first)
         if number > 0:
             ready.append(seconds)
-        if number < arguments.rounds:
-            cluster.stop()
-    try:
+    try:  # the last cluster has answered nothing yet
         pids = {name: cluster.pid(name) for name in SERVICES}
         idle = {name: resident(pid) for name, pid in pids.items()}
         before = {name: processor_seconds(pid) for name, pid in pids.items()}
         time.sleep(arguments.idle)
         cpu = {name: (processor_seconds(pid) - before[name]) / arguments.idle
                for name, pid in pids.items()}
-        serving.one_stream(serving.GrpcDoor(cluster, serving.load_stubs(folder)), 1, 64)
+        serving.one_stream(serving.GrpcDoor(cluster, stubs), 1, 64)
         serving.one_stream(serving.SseDoor(cluster, None), 2, 64)
         after = {name: resident(pid) for name, pid in pids.items()}
     finally:
         cluster.stop()
-    return {"ready_seconds": ready, "idle": idle, "after_requests": after, "idle_cpu": cpu,
+    return {"ready_seconds": ready, "first_token_seconds": answered, "idle": idle, "after_requests": after, "idle_cpu": cpu,
             "model_bytes": serving.model_path().stat().st_size}
 
 
@@ -101,7 +102,9 @@ def main():
         figures = measure(arguments, folder)
     ready = figures["ready_seconds"]
     print(f"ready     {statistics.median(ready):.3f} s, median of {len(ready)} warm starts "
-          f"({min(ready):.3f}-{max(ready):.3f})\n\n"
+          f"({min(ready):.3f}-{max(ready):.3f}), from the command to four ready services\n"
+          f"answer    {statistics.median(figures['first_token_seconds']):.3f} s until the first "
+          "token of a request sent at once\n\n"
           f"{'MiB resident':12}{'idle':>8}{'after':>8}{'anonymous':>11}   idle processor")
     for name in SERVICES:
         idle, after = figures["idle"][name], figures["after_requests"][name]
