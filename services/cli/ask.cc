@@ -59,7 +59,7 @@ absl::StatusOr<std::unique_ptr<Connection>> Connection::Open(const std::string& 
     return WithAdvice(absl::UnavailableError("the running cluster has no gateway"),
                       "`cogumi stop` ends it, then run this again");
   }
-  RETURN_IF_ERROR(CheckHealth(gateway->address, 10));
+  RETURN_IF_ERROR(AwaitHealth(gateway->address, 10));
   connection->gateway_ = std::make_unique<GatewayClient>(gateway->address);
   return connection;
 }

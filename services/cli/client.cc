@@ -24,7 +24,6 @@ namespace {
 constexpr double kCallSeconds = 10;
 
 void Prepare(grpc::ClientContext* context, double seconds) {
-  context->set_wait_for_ready(true);
   if (seconds > 0) {
     context->set_deadline(std::chrono::system_clock::now() +
                           std::chrono::milliseconds(static_cast<int64_t>(seconds * 1000)));
@@ -378,6 +377,22 @@ absl::Status CheckHealth(const std::string& address, double seconds) {
         grpc::health::v1::HealthCheckResponse::ServingStatus_Name(response.status())));
   }
   return absl::OkStatus();
+}
+
+absl::Status AwaitHealth(const std::string& address, double seconds) {
+  grpc::ClientContext context;
+  Prepare(&context, seconds);
+  context.set_wait_for_ready(true);
+  const auto stub = grpc::health::v1::Health::NewStub(services::MakeChannel(address));
+  const auto watch = stub->Watch(&context, {});
+  grpc::health::v1::HealthCheckResponse response;
+  while (watch->Read(&response)) {
+    if (response.status() != grpc::health::v1::HealthCheckResponse::SERVING) continue;
+    context.TryCancel();
+    (void)watch->Finish();
+    return absl::OkStatus();
+  }
+  return Finished(watch->Finish());
 }
 
 }  // namespace cogumi::cli

@@ -117,5 +117,7 @@ class ModifiersClient {
 
 // OK when the service at `address` answers grpc.health.v1 Check with SERVING within `seconds`.
 absl::Status CheckHealth(const std::string& address, double seconds);
+// The same, and waits for SERVING as long as that: a gateway serves once it reaches its decoder.
+absl::Status AwaitHealth(const std::string& address, double seconds);
 
 }  // namespace cogumi::cli

@@ -139,8 +139,13 @@ std::optional<ClusterRecord> FindServingCluster(const std::string& model_path) {
 absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Start(const ClusterOptions& options) {
   std::unique_ptr<Cluster> cluster(new Cluster(options));
   RETURN_IF_ERROR(cluster->Prepare());
-  for (Member& member : cluster->members_) RETURN_IF_ERROR(cluster->Launch(member));
-  RETURN_IF_ERROR(cluster->AwaitReady());
+  // The gateway last: it finds the others on its first attempt instead of after a pause.
+  for (const bool gateway : {false, true}) {
+    for (Member& member : cluster->members_) {
+      if ((member.name == "gateway") == gateway) RETURN_IF_ERROR(cluster->Launch(member));
+    }
+    RETURN_IF_ERROR(cluster->AwaitReady());
+  }
   RETURN_IF_ERROR(cluster->Record());
   return cluster;
 }
@@ -149,37 +154,41 @@ Cluster::~Cluster() { Stop(0); }
 
 absl::Status Cluster::Prepare() {
   ASSIGN_OR_RETURN(socket_folder_, MakeSocketFolder());
-  const std::string data =
-      options_.data_folder.empty() ? socket_folder_ : options_.data_folder;
+  RETURN_IF_ERROR(ShareStateFolder());
   auto socket = [&](const std::string& name) {
     return absl::StrCat("unix:", socket_folder_, "/", name);
   };
-  auto add = [&](const std::string& name, const std::string& listen,
-                 std::vector<std::string> flags) {
+  auto add = [&](const std::string& name, std::vector<std::string> flags) {
     if (!options_.only.empty() && options_.only != name) return;
     Member member;
     member.name = name;
-    member.flags = {"--listen", listen, "--parent-pid", absl::StrCat(::getpid()), "--drain-grace",
+    member.flags = {"--parent-pid", absl::StrCat(::getpid()), "--drain-grace",
                     absl::StrCat(options_.drain_seconds)};
     member.flags.insert(member.flags.end(), flags.begin(), flags.end());
-    if (options_.metrics && name != "gateway") {
-      member.flags.insert(member.flags.end(), {"--metrics", "127.0.0.1:0"});
-    }
+    if (options_.is_private) member.flags.insert(member.flags.end(), {"--metrics", ""});
     if (auto more = options_.flags.find(name); more != options_.flags.end()) {
       member.flags.insert(member.flags.end(), more->second.begin(), more->second.end());
     }
-    if (!options_.log_to_stderr) member.log_path = absl::StrCat(socket_folder_, "/", name, ".log");
+    if (options_.is_private) member.log_path = absl::StrCat(socket_folder_, "/", name, ".log");
     members_.push_back(std::move(member));
   };
-  add("decoder", socket("decoder"), {"--model", options_.model});
-  add("router", socket("router"), {});
-  add("modifiers", socket("modifiers"), {"--store", absl::StrCat(data, "/adapters")});
-  add("gateway", options_.grpc_address.empty() ? socket("gateway") : options_.grpc_address,
-      {"--http", options_.http_address, "--decoder", socket("decoder"), "--router",
-       socket("router"), "--modifiers", socket("modifiers"), "--sessions",
-       absl::StrCat(data, "/sessions.db")});
+  add("decoder", {"--listen", socket("decoder"), "--model", options_.model});
+  add("router", {"--listen", socket("router")});
+  std::vector<std::string> modifiers = {"--listen", socket("modifiers")};
+  if (options_.is_private && options_.only.empty()) {
+    // The catalogue has one owner, which this cluster must not become.
+    modifiers.insert(modifiers.end(), {"--state-dir", absl::StrCat(socket_folder_, "/adapters")});
+  }
+  add("modifiers", std::move(modifiers));
+  std::vector<std::string> gateway = {"--decoder", socket("decoder"), "--router", socket("router")};
+  if (options_.is_private) {
+    // Nobody else can reach the socket: no tokens, and sessions that end with the cluster.
+    gateway.insert(gateway.end(), {"--listen", socket("gateway"), "--http", "", "--tokens", "",
+                                   "--sessions", absl::StrCat(socket_folder_, "/sessions.db")});
+  }
+  add("gateway", std::move(gateway));
   record_.supervisor = ::getpid();
-  record_.mode = options_.mode;
+  record_.mode = options_.is_private ? "run" : "split";
   record_.model = options_.model;
   record_.started = static_cast<int64_t>(Clock::Real()->UnixNow());
   return absl::OkStatus();
@@ -242,7 +251,7 @@ absl::Status Cluster::AwaitReady() {
     std::vector<pollfd> waiting;
     std::vector<Member*> members;
     for (Member& member : members_) {
-      if (member.ready) continue;
+      if (member.ready || member.child.pid < 0) continue;
       waiting.push_back({member.child.output.get(), POLLIN, 0});
       members.push_back(&member);
     }

@@ -41,19 +41,17 @@ std::vector<ClusterRecord> FindClusters();
 // The oldest cluster that serves others ("serve" or "split") with this model; "" is any model.
 std::optional<ClusterRecord> FindServingCluster(const std::string& model_path);
 
-// Where `cogumi serve` listens unless told otherwise.
+// Where the gateway listens unless told otherwise.
 inline constexpr uint16_t kHttpPort = 8080;
-inline constexpr uint16_t kGrpcPort = 7070;
+inline constexpr uint16_t kGrpcPort = 50050;
 
 struct ClusterOptions {
-  std::string mode = "run";
-  std::string model;           // path
-  std::string only;            // a single service by name; "": all four
-  std::string grpc_address;    // of the gateway; "": a Unix socket
-  std::string http_address;    // of the gateway; "": none
-  bool metrics = false;        // each service on a free loopback port
-  std::string data_folder;     // sessions and adapters; "": a temporary one
-  bool log_to_stderr = false;  // else to files, shown when a start fails
+  // For this program's own question: the gateway on a Unix socket only, no metrics, sessions that
+  // end with the cluster, logs in files that are shown when a start fails. Otherwise the services'
+  // own configuration decides, the gateway's addresses included, and logs go to standard error.
+  bool is_private = true;
+  std::string model;  // path
+  std::string only;   // a single service by name; "": all four
   // Further flags by service name.
   std::map<std::string, std::vector<std::string>> flags;
   double ready_seconds = 60;
@@ -62,8 +60,8 @@ struct ClusterOptions {
 
 class Cluster {
  public:
-  // Starts the four services at once and waits until each says that it is ready. The error names
-  // the service, how it ended and the end of its log.
+  // Starts the services and waits until each says that it is ready. The error names the service,
+  // how it ended and the end of its log.
   static absl::StatusOr<std::unique_ptr<Cluster>> Start(const ClusterOptions& options);
   // Stops what still runs, without a drain.
   ~Cluster();
@@ -99,6 +97,7 @@ class Cluster {
   absl::Status Launch(Member& member);
   // Reads what the member wrote; true when its ready line is complete.
   absl::StatusOr<bool> ReadReady(Member& member);
+  // Of those that were launched.
   absl::Status AwaitReady();
   absl::Status Failure(const Member& member, const std::string& what) const;
   void Reap(double now);

@@ -79,6 +79,14 @@ absl::StatusOr<std::string> StateFolder(const std::string& name) {
   return folder.string();
 }
 
+absl::Status ShareStateFolder() {
+  if (Environment("COGUMI_STATE_DIR").empty()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const std::string folder, StateFolder());
+  ::setenv("COGUMI_GATEWAY_SESSIONS", (folder + "/sessions.db").c_str(), /*replace=*/0);
+  ::setenv("COGUMI_MODIFIERS_STATE_DIR", (folder + "/modifiers").c_str(), /*replace=*/0);
+  return absl::OkStatus();
+}
+
 std::string ModelFolder() {
   return (BaseFolder("XDG_CACHE_HOME", ".cache") / "cogumi" / "models").string();
 }

@@ -16,6 +16,9 @@ inline constexpr char kDefaultModelDigest[] =
 // $COGUMI_STATE_DIR, else ${XDG_STATE_HOME:-~/.local/state}/cogumi: clusters, sessions, adapters,
 // chat history. Made when missing, readable by its owner only.
 absl::StatusOr<std::string> StateFolder();
+// When COGUMI_STATE_DIR is set: makes it the place of sessions and adapters too, through the
+// variables that the services read, unless those are set.
+absl::Status ShareStateFolder();
 // A folder inside it.
 absl::StatusOr<std::string> StateFolder(const std::string& name);
 // ${XDG_CACHE_HOME:-~/.cache}/cogumi/models; need not exist.

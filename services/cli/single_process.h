@@ -11,9 +11,8 @@
 namespace cogumi::cli {
 
 struct SingleProcessOptions {
-  std::string model;        // path
-  std::string data_folder;  // sessions and adapters
-  std::string config;       // YAML file, may be empty
+  std::string model;   // path
+  std::string config;  // YAML file, may be empty
   // --SERVICE.OPTION words, as the person gave them.
   std::vector<std::string> flags;
 };

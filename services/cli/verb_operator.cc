@@ -30,7 +30,6 @@ class SingleService {
     }
     ClusterOptions options;
     options.only = name;
-    ASSIGN_OR_RETURN(options.data_folder, StateFolder());
     ASSIGN_OR_RETURN(service->own_, Cluster::Start(options));
     service->address_ = service->own_->record().Service(name)->address;
     return service;

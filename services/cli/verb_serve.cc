@@ -36,11 +36,9 @@ class ServeVerb : public Verb {
 
   absl::StatusOr<int> Run() override {
     ASSIGN_OR_RETURN(const ModelFile file, FindModel(positionals_.empty() ? "" : positionals_[0]));
-    ASSIGN_OR_RETURN(const std::string data, StateFolder());
     if (!split_) {
       SingleProcessOptions options;
       options.model = file.path;
-      options.data_folder = data;
       options.config = config_;
       options.flags = unknown_flags_;
       return ServeInThisProcess(options,
@@ -48,13 +46,8 @@ class ServeVerb : public Verb {
     }
     Cluster::BlockSignals();
     ClusterOptions options;
-    options.mode = "split";
+    options.is_private = false;
     options.model = file.path;
-    options.data_folder = data;
-    options.grpc_address = absl::StrCat("127.0.0.1:", kGrpcPort);
-    options.http_address = absl::StrCat("127.0.0.1:", kHttpPort);
-    options.metrics = true;
-    options.log_to_stderr = true;
     RETURN_IF_ERROR(ServiceFlags(&options.flags));
     ASSIGN_OR_RETURN(const auto cluster, Cluster::Start(options));
     Announce(cluster->record());

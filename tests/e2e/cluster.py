@@ -63,10 +63,9 @@ class Cluster:
     def __init__(self, folder, *flags, environment=None):
         self.folder = pathlib.Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        # Nothing of this cluster is anybody else's: its state, its sessions, its adapters, its
-        # ports.
+        # Nothing of this cluster is anybody else's: neither its state nor its ports.
         self.environment = {**os.environ, "COGUMI_STATE_DIR": str(self.folder / "state"),
-                            "XDG_DATA_HOME": str(self.folder / "data"), **(environment or {})}
+                            **(environment or {})}
         for service in ("router", "decoder", "modifiers"):
             self.environment.setdefault(f"COGUMI_{service.upper()}_METRICS", "127.0.0.1:0")
         self.grpc = f"127.0.0.1:{free_port()}"

@@ -18,8 +18,7 @@ COGUMI = str(BIN / "cogumi")
 @pytest.fixture
 def environment(tmp_path):
     """A machine where nothing of ours runs."""
-    return {**os.environ, "COGUMI_STATE_DIR": str(tmp_path / "state"),
-            "XDG_DATA_HOME": str(tmp_path / "data")}
+    return {**os.environ, "COGUMI_STATE_DIR": str(tmp_path / "state")}
 
 
 def run(*words, environment, check=True, **kwargs):
