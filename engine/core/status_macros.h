@@ -20,7 +20,9 @@
 // ASSIGN_OR_RETURN(auto x, F()): x is the value, or the function returns the error.
 #define ASSIGN_OR_RETURN(lhs, expr) \
   COGUMI_ASSIGN_OR_RETURN_INNER(COGUMI_CONCAT(status_or_, __LINE__), lhs, expr)
+// NOLINTBEGIN(bugprone-macro-parentheses): a declaration cannot stand in parentheses
 #define COGUMI_ASSIGN_OR_RETURN_INNER(tmp, lhs, expr) \
   auto tmp = (expr);                                  \
   if (!tmp.ok()) return std::move(tmp).status();      \
   lhs = std::move(tmp).value()
+// NOLINTEND(bugprone-macro-parentheses)

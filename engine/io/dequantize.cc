@@ -121,8 +121,7 @@ void Q5_K(const std::byte* block, float* out) {
     const std::byte* q = quants + (group / 2) * 32;
     for (size_t j = 0; j < 32; ++j) {
       const uint8_t byte = Byte(q, j);
-      const int value =
-          (group % 2 == 0 ? Low(byte) : High(byte)) + Bit4(Byte(high, j), group);
+      const int value = (group % 2 == 0 ? Low(byte) : High(byte)) + Bit4(Byte(high, j), group);
       out[group * 32 + j] = scale * static_cast<float>(value) - minimum;
     }
   }
@@ -157,11 +156,17 @@ struct Format {
 };
 
 constexpr std::array<Format, 11> kFormats = {{
-    {GgmlType::kF32, "F32", {1, 4},
+    {GgmlType::kF32,
+     "F32",
+     {1, 4},
      [](const std::byte* block, float* out) { std::memcpy(out, block, sizeof(float)); }},
-    {GgmlType::kF16, "F16", {1, 2},
+    {GgmlType::kF16,
+     "F16",
+     {1, 2},
      [](const std::byte* block, float* out) { *out = HalfToFloat(Word(block)); }},
-    {GgmlType::kBF16, "BF16", {1, 2},
+    {GgmlType::kBF16,
+     "BF16",
+     {1, 2},
      [](const std::byte* block, float* out) { *out = Bf16ToFloat(Word(block)); }},
     {GgmlType::kQ4_0, "Q4_0", {32, 18}, Q4_0},
     {GgmlType::kQ4_1, "Q4_1", {32, 20}, Q4_1},

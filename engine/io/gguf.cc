@@ -109,11 +109,10 @@ struct GgufFile::Impl {
     return value;
   }
 
-  absl::Status WrongType(std::string_view key, const Value& value,
-                         std::string_view wanted) const {
-    return absl::InvalidArgumentError(
-        Cat(path, ": ", key, " is ", value.is_array ? "an array of " : "",
-                     gguf::ValueTypeName(value.type), ", expected ", wanted));
+  absl::Status WrongType(std::string_view key, const Value& value, std::string_view wanted) const {
+    return absl::InvalidArgumentError(Cat(path, ": ", key, " is ",
+                                          value.is_array ? "an array of " : "",
+                                          gguf::ValueTypeName(value.type), ", expected ", wanted));
   }
 
   absl::StatusOr<Integer> FindInteger(std::string_view key) const {
@@ -197,8 +196,8 @@ absl::StatusOr<int64_t> GgufFile::GetInt(std::string_view key) const {
   ASSIGN_OR_RETURN(const Integer integer, impl_->FindInteger(key));
   const std::optional<int64_t> value = ToInt64(integer);
   if (!value.has_value()) {
-    return absl::InvalidArgumentError(Cat(path(), ": ", key, " is ", integer.magnitude,
-                                                   ", it must be below 2^63"));
+    return absl::InvalidArgumentError(
+        Cat(path(), ": ", key, " is ", integer.magnitude, ", it must be below 2^63"));
   }
   return *value;
 }
@@ -219,8 +218,7 @@ absl::StatusOr<bool> GgufFile::GetBool(std::string_view key) const {
 absl::StatusOr<std::string_view> GgufFile::GetString(std::string_view key) const {
   ASSIGN_OR_RETURN(const Value* value, impl_->FindKind(key, false));
   if (value->type != ValueType::kString) return impl_->WrongType(key, *value, "string");
-  return std::string_view(reinterpret_cast<const char*>(value->bytes.data()),
-                          value->bytes.size());
+  return std::string_view(reinterpret_cast<const char*>(value->bytes.data()), value->bytes.size());
 }
 
 absl::StatusOr<std::vector<std::string_view>> GgufFile::GetStrings(std::string_view key) const {
@@ -251,9 +249,8 @@ absl::StatusOr<std::vector<int64_t>> GgufFile::GetInts(std::string_view key) con
         LoadInteger(value->type, value->bytes.data() + i * width);
     const std::optional<int64_t> signed_value = ToInt64(*integer);
     if (!signed_value.has_value()) {
-      return absl::InvalidArgumentError(Cat(path(), ": ", key, "[", i, "] is ",
-                                                     integer->magnitude,
-                                                     ", it must be below 2^63"));
+      return absl::InvalidArgumentError(
+          Cat(path(), ": ", key, "[", i, "] is ", integer->magnitude, ", it must be below 2^63"));
     }
     integers.push_back(*signed_value);
   }
@@ -268,22 +265,24 @@ absl::StatusOr<std::vector<float>> GgufFile::GetFloats(std::string_view key) con
   std::vector<float> floats;
   floats.reserve(static_cast<size_t>(value->count));
   for (size_t i = 0; i < value->count; ++i) {
-    floats.push_back(value->type == ValueType::kFloat32
-                         ? Load<float>(value->bytes.data() + i * sizeof(float))
-                         : static_cast<float>(
-                               Load<double>(value->bytes.data() + i * sizeof(double))));
+    floats.push_back(
+        value->type == ValueType::kFloat32
+            ? Load<float>(value->bytes.data() + i * sizeof(float))
+            : static_cast<float>(Load<double>(value->bytes.data() + i * sizeof(double))));
   }
   return floats;
 }
 
 void GgufFile::DropPages(const GgufTensor& tensor) const {
   if (impl_->mapping == nullptr || tensor.data.empty()) return;
-  // Whole pages inside the tensor only: its neighbours share the others.
-  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto begin = reinterpret_cast<uintptr_t>(tensor.data.data());
-  const uintptr_t first = (begin + page - 1) / page * page;
-  const uintptr_t last = (begin + tensor.data.size()) / page * page;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+  // Whole pages inside the tensor only: its neighbours share the others. The map starts on a page.
+  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const auto begin = static_cast<size_t>(tensor.data.data() - impl_->bytes.data());
+  const size_t first = (begin + page - 1) / page * page;
+  const size_t last = (begin + tensor.data.size()) / page * page;
+  if (first < last) {
+    madvise(static_cast<std::byte*>(impl_->mapping) + first, last - first, MADV_DONTNEED);
+  }
 }
 
 std::string GgufFile::Digest() const {

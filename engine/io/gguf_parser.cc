@@ -17,7 +17,7 @@ constexpr uint64_t kDefaultAlignment = 32;
 constexpr uint64_t kMinAlignment = 8;
 constexpr uint64_t kMaxAlignment = 65536;
 // Smallest possible entries: a count that needs more bytes than are left is refused at once.
-constexpr uint64_t kMinPairBytes = 8 + 1 + 4 + 1;             // key length, key, type, value
+constexpr uint64_t kMinPairBytes = 8 + 1 + 4 + 1;            // key length, key, type, value
 constexpr uint64_t kMinTensorBytes = 8 + 1 + 4 + 8 + 4 + 8;  // name, dimensions, type, offset
 constexpr size_t kPrintableBytes = 64;
 
@@ -280,9 +280,9 @@ class Parser {
 }  // namespace
 
 std::string_view ValueTypeName(ValueType type) {
-  static constexpr std::string_view kNames[] = {"uint8",  "int8", "uint16", "int16", "uint32",
-                                                "int32",  "float32", "bool", "string", "array",
-                                                "uint64", "int64", "float64"};
+  static constexpr std::string_view kNames[] = {"uint8",  "int8",    "uint16", "int16",  "uint32",
+                                                "int32",  "float32", "bool",   "string", "array",
+                                                "uint64", "int64",   "float64"};
   const auto index = static_cast<size_t>(type);
   return index < std::size(kNames) ? kNames[index] : "unknown";
 }

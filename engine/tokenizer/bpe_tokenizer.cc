@@ -153,8 +153,7 @@ class BpeTokenizer : public Tokenizer {
   void EncodePlain(std::string_view text, Encoded* encoded) const {
     PieceEncoder encoder(tokens_, merges_);
     while (!text.empty()) {
-      const std::string_view piece =
-          text.substr(0, FirstPiece(settings_.pre_tokenizer, text));
+      const std::string_view piece = text.substr(0, FirstPiece(settings_.pre_tokenizer, text));
       text.remove_prefix(piece.size());
       // Llama 3 takes a piece that is a token as that token, whatever the merges would make of it.
       if (settings_.pre_tokenizer == PreTokenizer::kLlamaBpe) {

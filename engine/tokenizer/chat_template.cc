@@ -57,8 +57,8 @@ class Writer {
   absl::Status Marker(std::string_view name) {
     const TokenId id = tokenizer_.FindToken(name);
     if (id < 0 || !tokenizer_.IsControl(id)) {
-      return absl::FailedPreconditionError(Cat("chat template ", template_name_,
-                                               ": the model has no control token ", name));
+      return absl::FailedPreconditionError(
+          Cat("chat template ", template_name_, ": the model has no control token ", name));
     }
     Flush();
     out_.ids.push_back(id);
@@ -127,8 +127,7 @@ class KnownTemplate : public ChatTemplate {
     }
     for (const Message& message : messages) {
       RETURN_IF_ERROR(Put(message.role,
-                          fingerprint_.trim ? Trimmed(message.content) : message.content,
-                          &writer));
+                          fingerprint_.trim ? Trimmed(message.content) : message.content, &writer));
     }
     RETURN_IF_ERROR(Header(MessageRole::kAssistant, &writer));
     return writer.Finish();
@@ -175,8 +174,9 @@ class UnknownTemplate : public ChatTemplate {
   absl::StatusOr<Tokenizer::Encoded> Render(const std::vector<Message>& /*messages*/,
                                             const Tokenizer& /*tokenizer*/) const override {
     return absl::FailedPreconditionError(
-        Cat(reason_, "; choose one with --chat-template chatml or --chat-template llama3, or send "
-                     "the prompt as text"));
+        Cat(reason_,
+            "; choose one with --chat-template chatml or --chat-template llama3, or send "
+            "the prompt as text"));
   }
 
   std::string_view name() const override { return ""; }
@@ -221,8 +221,8 @@ absl::StatusOr<std::unique_ptr<ChatTemplate>> ChatTemplate::Create(
     return std::make_unique<KnownTemplate>(std::move(fingerprint), std::move(digest));
   }
   return std::make_unique<UnknownTemplate>(
-      Cat(file.path(), source.empty() ? " has no chat template"
-                                      : " has a chat template that is not known here"),
+      Cat(file.path(),
+          source.empty() ? " has no chat template" : " has a chat template that is not known here"),
       std::move(digest));
 }
 

@@ -14,7 +14,6 @@ namespace cogumi {
 
 class GgufFile;
 
-
 class ChatTemplate {
  public:
   // `override_name`: "" to recognise the file's tokenizer.chat_template, or "chatml" | "llama3".
@@ -28,7 +27,7 @@ class ChatTemplate {
   // tokens; contents are plain text. With no system message first, the template's own default
   // one is put there. Errors: INVALID_ARGUMENT (no messages, order, naming the index).
   virtual absl::StatusOr<Tokenizer::Encoded> Render(const std::vector<Message>& messages,
-                                               const Tokenizer& tokenizer) const = 0;
+                                                    const Tokenizer& tokenizer) const = 0;
   virtual std::string_view name() const = 0;
   // SHA-256 of the template text, lower-case hex.
   virtual const std::string& digest() const = 0;

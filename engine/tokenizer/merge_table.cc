@@ -18,8 +18,8 @@ constexpr size_t kMaxMerges = size_t{1} << 24;
 absl::StatusOr<MergeTable> MergeTable::Create(std::span<const std::string_view> lines,
                                               const TokenTable& tokens) {
   if (lines.size() > kMaxMerges) {
-    return absl::InvalidArgumentError(Cat("tokenizer.ggml.merges has ", lines.size(),
-                                          " entries (at most ", kMaxMerges, ")"));
+    return absl::InvalidArgumentError(
+        Cat("tokenizer.ggml.merges has ", lines.size(), " entries (at most ", kMaxMerges, ")"));
   }
   MergeTable table;
   const size_t capacity = std::bit_ceil(lines.size() * 2 + 2);

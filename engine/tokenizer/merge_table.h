@@ -34,12 +34,11 @@ class MergeTable {
 
  private:
   size_t SlotOf(TokenId left, TokenId right) const {
-    const uint64_t key = (static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32) |
-                         static_cast<uint32_t>(right);
+    const uint64_t key =
+        (static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32) | static_cast<uint32_t>(right);
     const size_t mask = slots_.size() - 1;
     size_t slot = static_cast<size_t>((key * 0x9e3779b97f4a7c15u) >> shift_);
-    while (slots_[slot].left >= 0 &&
-           (slots_[slot].left != left || slots_[slot].right != right)) {
+    while (slots_[slot].left >= 0 && (slots_[slot].left != left || slots_[slot].right != right)) {
       slot = (slot + 1) & mask;
     }
     return slot;

@@ -39,10 +39,9 @@ bool IsNewNumber(uint32_t code_point) {
     uint32_t first;
     uint32_t last;
   };
-  static constexpr Range kRanges[] = {
-      {0x10d40, 0x10d49}, {0x116d0, 0x116e3}, {0x11bf0, 0x11bf9}, {0x11de0, 0x11de9},
-      {0x16130, 0x16139}, {0x16d70, 0x16d79}, {0x16ff4, 0x16ff6}, {0x1ccf0, 0x1ccf9},
-      {0x1e5f1, 0x1e5fa}};
+  static constexpr Range kRanges[] = {{0x10d40, 0x10d49}, {0x116d0, 0x116e3}, {0x11bf0, 0x11bf9},
+                                      {0x11de0, 0x11de9}, {0x16130, 0x16139}, {0x16d70, 0x16d79},
+                                      {0x16ff4, 0x16ff6}, {0x1ccf0, 0x1ccf9}, {0x1e5f1, 0x1e5fa}};
   if (code_point < kRanges[0].first || code_point > 0x1ffff) return false;
   return std::any_of(std::begin(kRanges), std::end(kRanges), [&](const Range& range) {
     return code_point >= range.first && code_point <= range.last;
@@ -70,8 +69,7 @@ class Matcher {
   Character At(size_t position) const {
     const Utf8Char c = DecodeUtf8(text_, position);
     const bool new_number = kind_ == PreTokenizer::kSmollm && IsNewNumber(c.code_point);
-    return {new_number ? Class::kNumber : ClassOf(c.code_point), c.code_point,
-            position + c.size};
+    return {new_number ? Class::kNumber : ClassOf(c.code_point), c.code_point, position + c.size};
   }
 
   // End of the run of `kind` that starts at `position`; at most `limit` characters.

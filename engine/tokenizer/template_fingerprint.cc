@@ -94,10 +94,10 @@ bool ComposesSystem(std::string_view compact) {
 // How one message is written; with trim when white space around its content is taken away.
 bool WritesChatMl(std::string_view compact, bool trim) {
   const std::string_view filter = trim ? "|trim" : "";
-  return Contains(compact, Cat("<|im_start|>'+message.role+''+message.content", filter,
-                               "+'<|im_end|>")) ||
-         Contains(compact, Cat("<|im_start|>{{message.role}}{{message.content", filter,
-                               "}}<|im_end|>"));
+  return Contains(compact,
+                  Cat("<|im_start|>'+message.role+''+message.content", filter, "+'<|im_end|>")) ||
+         Contains(compact,
+                  Cat("<|im_start|>{{message.role}}{{message.content", filter, "}}<|im_end|>"));
 }
 
 bool IsChatMl(std::string_view compact) {
@@ -111,9 +111,9 @@ constexpr std::string_view kLlama31Dates =
     "{{'CuttingKnowledgeDate:December2023'}}{{'TodayDate:'+date_string+''}}";
 
 bool IsLlama3(std::string_view compact) {
-  const bool writes_messages =
-      Contains(compact, "'<|start_header_id|>'+message.role+'<|end_header_id|>'+"
-                        "message.content|trim+'<|eot_id|>'");
+  const bool writes_messages = Contains(compact,
+                                        "'<|start_header_id|>'+message.role+'<|end_header_id|>'+"
+                                        "message.content|trim+'<|eot_id|>'");
   const bool plain_system = !Contains(compact, kLlama3System);
   return writes_messages && (plain_system || Contains(compact, kLlama31Dates)) &&
          EndsInHeader(compact, "<|start_header_id|>assistant<|end_header_id|>");

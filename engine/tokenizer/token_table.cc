@@ -30,8 +30,8 @@ constexpr size_t kMaxTextBytes = std::numeric_limits<uint32_t>::max();
 absl::StatusOr<TokenTable> TokenTable::Create(std::span<const std::string_view> spelled,
                                               std::span<const int64_t> types) {
   if (spelled.empty() || spelled.size() > kMaxTokens) {
-    return absl::InvalidArgumentError(Cat("tokenizer.ggml.tokens has ", spelled.size(),
-                                          " entries (1 to ", kMaxTokens, ")"));
+    return absl::InvalidArgumentError(
+        Cat("tokenizer.ggml.tokens has ", spelled.size(), " entries (1 to ", kMaxTokens, ")"));
   }
   if (!types.empty() && types.size() != spelled.size()) {
     return absl::InvalidArgumentError(Cat("tokenizer.ggml.token_type has ", types.size(),
@@ -61,15 +61,13 @@ absl::StatusOr<TokenTable> TokenTable::Create(std::span<const std::string_view> 
     Kind kind = Kind::kNormal;
     if (type == kTypeControl || type == kTypeUnknown || type == kTypeUnused) {
       kind = Kind::kControl;
-    } else if (type == kTypeUserDefined ||
-               !AppendByteLevelDecoded(spelled[i], &table.arena_)) {
+    } else if (type == kTypeUserDefined || !AppendByteLevelDecoded(spelled[i], &table.arena_)) {
       kind = Kind::kUnreachable;
     }
     if (kind != Kind::kNormal) table.arena_.append(spelled[i]);
     table.offsets_.push_back(static_cast<uint32_t>(table.arena_.size()));
     table.kinds_.push_back(kind);
-    table.special_[i] =
-        (type == kTypeControl || type == kTypeUserDefined) && !spelled[i].empty();
+    table.special_[i] = (type == kTypeControl || type == kTypeUserDefined) && !spelled[i].empty();
     const auto id = static_cast<TokenId>(i);
     if (kind == Kind::kNormal && !table.Insert(id)) {
       return absl::InvalidArgumentError(Cat("tokenizer.ggml.tokens[", i, "] \"",
@@ -82,7 +80,7 @@ absl::StatusOr<TokenTable> TokenTable::Create(std::span<const std::string_view> 
 
 size_t TokenTable::SlotOf(std::string_view bytes) const {
   const size_t mask = slots_.size() - 1;
-  size_t slot = std::hash<std::string_view>{}(bytes) & mask;
+  size_t slot = std::hash<std::string_view>{}(bytes)&mask;
   while (slots_[slot] >= 0 && Bytes(slots_[slot]) != bytes) slot = (slot + 1) & mask;
   return slot;
 }

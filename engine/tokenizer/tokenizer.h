@@ -38,8 +38,8 @@ class Tokenizer {
   virtual bool IsControl(TokenId id) const = 0;
   // -1 when absent.
   virtual TokenId FindToken(std::string_view text) const = 0;
-  virtual TokenId bos() const = 0;        // -1 when the model has none
-  virtual bool add_bos() const = 0;       // tokenizer.ggml.add_bos_token
+  virtual TokenId bos() const = 0;   // -1 when the model has none
+  virtual bool add_bos() const = 0;  // tokenizer.ggml.add_bos_token
   // Ids that end an answer: eos, eot, and the end markers of known chat templates.
   virtual const std::vector<TokenId>& end_tokens() const = 0;
 };

@@ -49,6 +49,7 @@ using testing::GgufField;
 using Kind = GgufField::Kind;
 
 constexpr int kMutations = 10000;
+constexpr int kLongMutations = 500000;  // with COGUMI_LONG_TESTS set
 constexpr uint64_t kSeed = 20261123;
 // Tables of metadata, tensors and tokens cost a multiple of their entries in the file; a count
 // taken on trust would cost gigabytes.
@@ -94,8 +95,8 @@ class Mutator {
       case 1:
         return void(bytes->erase(Below(bytes->size()), 1 + Below(16)));
       case 2:
-        return void(bytes->insert(Below(bytes->size()), 1 + Below(16),
-                                  static_cast<char>(generator_())));
+        return void(
+            bytes->insert(Below(bytes->size()), 1 + Below(16), static_cast<char>(generator_())));
       case 3:
         for (size_t i = 0; i <= Below(8); ++i) {
           (*bytes)[Below(bytes->size())] = static_cast<char>(generator_());
@@ -197,23 +198,22 @@ TEST(GgufFuzz, MutationsAreRefusedByEveryStageAndNeverCrash) {
 
   std::map<std::string, int> refused;
   int accepted = 0;
-  for (int i = 0; i < kMutations; ++i) {
+  const int mutations = std::getenv("COGUMI_LONG_TESTS") != nullptr ? kLongMutations : kMutations;
+  for (int i = 0; i < mutations; ++i) {
     const std::string bytes = mutator.Next();
     const ExactBytes exact(bytes);
     largest_allocation = 0;
     const auto file = GgufFile::Parse(exact.span(), "mutant");
-    ASSERT_LE(largest_allocation, kAllocationPerFileByte * bytes.size() + 4096)
-        << "mutation " << i;
+    ASSERT_LE(largest_allocation, kAllocationPerFileByte * bytes.size() + 4096) << "mutation " << i;
     if (file.ok()) {
       ++accepted;
       Use(**file);
       continue;
     }
     const std::string message(file.status().message());
-    const auto stage =
-        std::find_if(std::begin(kStages), std::end(kStages), [&](const std::string& name) {
-          return message.starts_with("mutant: " + name + ": ");
-        });
+    const auto stage = std::find_if(
+        std::begin(kStages), std::end(kStages),
+        [&](const std::string& name) { return message.starts_with("mutant: " + name + ": "); });
     ASSERT_NE(stage, std::end(kStages)) << message;
     ++refused[*stage];
   }
@@ -222,7 +222,7 @@ TEST(GgufFuzz, MutationsAreRefusedByEveryStageAndNeverCrash) {
     std::cout << ", refused by the " << stage << " " << refused[stage];
     EXPECT_GT(refused[stage], 100) << stage;
   }
-  std::cout << " of " << kMutations << "\n";
+  std::cout << " of " << mutations << "\n";
   EXPECT_GT(accepted, 100);
 }
 
@@ -231,7 +231,8 @@ TEST(GgufFuzz, MutationsAreRefusedByEveryStageAndNeverCrash) {
 TEST(GgufFuzz, MutatedVocabulariesNeverCrash) {
   std::mt19937_64 generator(kSeed);
   const auto below = [&](size_t limit) { return generator() % limit; };
-  const std::string alphabet[] = {"a", "b", "ab", "\xc4\xa0", "\xc4", "<|im_end|>", "", " ", "\xe2"};
+  const std::string alphabet[] = {"a",          "b", "ab", "\xc4\xa0", "\xc4",
+                                  "<|im_end|>", "",  " ",  "\xe2"};
   const auto word = [&] {
     std::string text;
     for (size_t i = below(4); i > 0; --i) text += alphabet[below(std::size(alphabet))];

@@ -38,8 +38,7 @@ void Put(Kind kind, T value, std::string* out, std::vector<GgufField>* fields) {
   Append(value, out);
 }
 
-void PutString(Kind kind, std::string_view text, std::string* out,
-               std::vector<GgufField>* fields) {
+void PutString(Kind kind, std::string_view text, std::string* out, std::vector<GgufField>* fields) {
   Put(kind, static_cast<uint64_t>(text.size()), out, fields);
   out->append(text);
 }

@@ -16,8 +16,8 @@ namespace cogumi::testing {
 namespace {
 
 constexpr std::pair<std::string_view, std::string_view> kMerges[] = {
-    {" ", "t"}, {"h", "e"}, {" t", "he"}, {"i", "n"}, {"a", "n"}, {" ", "a"}, {"e", "r"},
-    {"o", "n"}};
+    {" ", "t"}, {"h", "e"}, {" t", "he"}, {"i", "n"},
+    {"a", "n"}, {" ", "a"}, {"e", "r"},   {"o", "n"}};
 
 constexpr std::string_view kTemplate =
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -113,6 +113,7 @@ void AddVocabulary(const TinyModelOptions& options, GgufBuilder* builder) {
   std::vector<std::string> tokens;
   std::vector<int32_t> types;
   std::vector<std::string> merges;
+  tokens.reserve(kTinyVocabularySize);
   for (int byte = 0; byte < 256; ++byte) {
     tokens.push_back(SpellByteLevel(std::string(1, static_cast<char>(byte))));
   }

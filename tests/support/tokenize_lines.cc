@@ -1,8 +1,8 @@
 // Tokenises records for the Python tests.
 //
 // Usage: cogumi-tokenize-lines MODEL plain|special|chat
-// Input: records, each a 4-byte little-endian length and that many bytes. Output: one line each, the
-// ids separated by spaces, a tab, and the count of dropped bytes. plain and special encode the
+// Input: records, each a 4-byte little-endian length and that many bytes. Output: one line each,
+// the ids separated by spaces, a tab, and the count of dropped bytes. plain and special encode the
 // record as text, without and with special-token parsing; chat renders it as a user's message
 // through the model's own chat template.
 #include <cstdint>
@@ -36,8 +36,7 @@ absl::Status Run(const std::string& path, std::string_view mode) {
   while (ReadRecord(&record)) {
     cogumi::Tokenizer::Encoded encoded;
     if (mode == "chat") {
-      ASSIGN_OR_RETURN(encoded,
-                       chat->Render({{cogumi::MessageRole::kUser, record}}, *tokenizer));
+      ASSIGN_OR_RETURN(encoded, chat->Render({{cogumi::MessageRole::kUser, record}}, *tokenizer));
     } else {
       encoded = tokenizer->Encode(record, mode == "special");
     }

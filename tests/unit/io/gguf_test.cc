@@ -20,8 +20,8 @@ namespace cogumi {
 namespace {
 
 using ::testing::ElementsAre;
-using ::testing::HasSubstr;
 using testing::GgufBuilder;
+using ::testing::HasSubstr;
 
 std::span<const std::byte> AsBytes(const std::string& text) {
   return std::as_bytes(std::span(text.data(), text.size()));
@@ -140,8 +140,7 @@ TEST(Gguf, IntegersOfAnyWidthConvertWhenTheyFit) {
   EXPECT_EQ((*file)->GetUint("u16").value(), 65535u);
   EXPECT_EQ((*file)->GetInt("i16").value(), -2);
   EXPECT_EQ((*file)->GetInt("i64").value(), std::numeric_limits<int64_t>::min());
-  EXPECT_THAT((*file)->GetInts("i64s").value(),
-              ElementsAre(std::numeric_limits<int64_t>::min()));
+  EXPECT_THAT((*file)->GetInts("i64s").value(), ElementsAre(std::numeric_limits<int64_t>::min()));
   ExpectError((*file)->GetUint("i8"), absl::StatusCode::kInvalidArgument, "i8 is -1");
 }
 
@@ -173,10 +172,8 @@ TEST(Gguf, WrongTypesAndRangesAreNamed) {
 }
 
 TEST(Gguf, FindsTensorsAndTheirData) {
-  const std::string bytes = GgufBuilder()
-                                .Floats32("a", {3}, {1, 2, 3})
-                                .Floats32("b", {2, 2, 1, 1}, {4, 5, 6, 7})
-                                .Bytes();
+  const std::string bytes =
+      GgufBuilder().Floats32("a", {3}, {1, 2, 3}).Floats32("b", {2, 2, 1, 1}, {4, 5, 6, 7}).Bytes();
   const auto file = Parse(bytes);
   ASSERT_TRUE(file.ok()) << file.status();
   ASSERT_EQ((*file)->tensors().size(), 2u);
@@ -238,11 +235,8 @@ TEST(Gguf, AlignmentIsCheckedAndObeyed) {
   }
   ExpectRefused(GgufBuilder().Int("general.alignment", 32), {"must be a uint32"});
   for (const uint32_t alignment : {8u, 64u, 4096u}) {
-    const std::string bytes = GgufBuilder()
-                                  .Alignment(alignment)
-                                  .Floats32("a", {1}, {1})
-                                  .Floats32("b", {1}, {2})
-                                  .Bytes();
+    const std::string bytes =
+        GgufBuilder().Alignment(alignment).Floats32("a", {1}, {1}).Floats32("b", {1}, {2}).Bytes();
     const auto file = Parse(bytes);
     ASSERT_TRUE(file.ok()) << file.status();
     const auto offset = (*file)->FindTensor("b")->data.data() - AsBytes(bytes).data();
@@ -275,7 +269,8 @@ TEST(Gguf, BrokenTensorsAreRefused) {
 
 TEST(Gguf, OffsetsOutsideTheFileAreRefused) {
   std::vector<testing::GgufField> fields;
-  const std::string good = GgufBuilder().Floats32("w", {8}, std::vector<float>(8, 1)).Bytes(&fields);
+  const std::string good =
+      GgufBuilder().Floats32("w", {8}, std::vector<float>(8, 1)).Bytes(&fields);
   size_t offset_at = 0;
   for (const testing::GgufField& field : fields) {
     if (field.kind == testing::GgufField::Kind::kTensorOffset) offset_at = field.offset;
@@ -322,10 +317,9 @@ TEST(Gguf, DroppedPagesCanBeReadAgain) {
 }
 
 TEST(Gguf, TinyModelsOfEveryTypeAreValid) {
-  for (const GgmlType type :
-       {GgmlType::kF32, GgmlType::kF16, GgmlType::kBF16, GgmlType::kQ8_0, GgmlType::kQ4_0,
-        GgmlType::kQ4_1, GgmlType::kQ5_0, GgmlType::kQ5_1, GgmlType::kQ4_K, GgmlType::kQ5_K,
-        GgmlType::kQ6_K}) {
+  for (const GgmlType type : {GgmlType::kF32, GgmlType::kF16, GgmlType::kBF16, GgmlType::kQ8_0,
+                              GgmlType::kQ4_0, GgmlType::kQ4_1, GgmlType::kQ5_0, GgmlType::kQ5_1,
+                              GgmlType::kQ4_K, GgmlType::kQ5_K, GgmlType::kQ6_K}) {
     testing::TinyModelOptions options;
     options.type = type;
     options.layers = 1;

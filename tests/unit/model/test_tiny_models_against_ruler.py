@@ -78,6 +78,22 @@ def test_ruler_feeds_in_pieces_as_at_once(models):
     assert np.allclose(ruler.log_softmax(np.concatenate(pieces)), exact, atol=1e-4)
 
 
+def test_golden_answers_are_the_rulers():
+    golden = json.loads((engine_tools.ROOT / "tests/support/golden.json").read_text())
+    assert [row["prompt"] for row in golden] == list(ruler.GOLDEN_PROMPTS)
+    model = ruler.Ruler(engine_tools.model_path())
+    for row in golden:
+        ids = model.tokenizer.encode(ruler.chatml(row["prompt"])).ids
+        assert ids == row["prompt_tokens"]
+        if len(row["output_tokens"]) > 20:
+            continue  # the long ones take minutes on a slow machine
+        tokens, margins, first_five = ruler.greedy(
+            model, ids, ruler.GOLDEN_TOKENS, {model.meta["tokenizer.ggml.eos_token_id"]})
+        assert tokens == row["output_tokens"]
+        assert np.allclose(margins, row["margins"], atol=1e-3)
+        assert [i for i, _ in first_five] == [i for i, _ in row["top5"]]
+
+
 def test_tiny_vocabulary_is_tokenised_as_the_library_does(models):
     path, _, _ = models("one-layer")
     text = "The then on an <|im_end|> über\n\n 🙂"

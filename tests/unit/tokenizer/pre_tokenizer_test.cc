@@ -65,7 +65,7 @@ TEST(PreTokenizer, Llama) {
 
 TEST(PreTokenizer, InvalidBytesAreSymbols) {
   EXPECT_THAT(Gpt2("a\xff\xfe b"), ElementsAre("a", "\xff\xfe", " b"));
-  EXPECT_THAT(Gpt2("\xe2\x82"), ElementsAre("\xe2\x82"));            // cut character
+  EXPECT_THAT(Gpt2("\xe2\x82"), ElementsAre("\xe2\x82"));                // cut character
   EXPECT_THAT(Gpt2("\xed\xa0\x80x"), ElementsAre("\xed\xa0\x80", "x"));  // surrogate
   EXPECT_THAT(Gpt2("\xc1\x81 \xf8"), ElementsAre("\xc1\x81", " \xf8"));  // overlong; no lead
 }

@@ -13,9 +13,9 @@ namespace cogumi {
 namespace {
 
 using ::testing::ElementsAre;
+using testing::GgufBuilder;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-using testing::GgufBuilder;
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> Create(const std::string& bytes) {
   const auto file =
@@ -182,11 +182,10 @@ TEST(Tokenizer, UnknownKindsAreNamed) {
   Vocabulary vocabulary;
   vocabulary.pre = "qwen2";
   ExpectRefused(vocabulary.Builder(), kUnimplemented, "\"qwen2\"");
-  ExpectRefused(GgufBuilder().String("tokenizer.ggml.model", "llama"), kUnimplemented,
-                "\"llama\"");
-  ExpectRefused(GgufBuilder().String("tokenizer.ggml.model", "gpt2").Strings(
-                    "tokenizer.ggml.tokens", {"a"}),
-                kUnimplemented, "tokenizer.ggml.pre");
+  ExpectRefused(GgufBuilder().String("tokenizer.ggml.model", "llama"), kUnimplemented, "\"llama\"");
+  ExpectRefused(
+      GgufBuilder().String("tokenizer.ggml.model", "gpt2").Strings("tokenizer.ggml.tokens", {"a"}),
+      kUnimplemented, "tokenizer.ggml.pre");
   ExpectRefused(GgufBuilder().Uint("x", 1), absl::StatusCode::kNotFound, "tokenizer.ggml.model");
 }
 
