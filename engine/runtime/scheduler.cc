@@ -190,33 +190,56 @@ void Scheduler::Admit(double now) {
 }
 
 void Scheduler::PlanPrefill() {
+  prefilling_.clear();
+  for (const auto& sequence : running_) {
+    if (sequence->Remaining() > 0) prefilling_.push_back(sequence.get());
+  }
+  if (prefilling_.empty()) return;
+  // The first in order always gets half of the chunk, so it ends; the shortest prompts of its
+  // priority share the other half, so a short question does not wait for a long document.
+  const Sequence* first = prefilling_.front();
+  std::stable_sort(prefilling_.begin() + 1, prefilling_.end(),
+                   [](const Sequence* a, const Sequence* b) {
+                     return a->request.priority != b->request.priority
+                                ? a->request.priority > b->request.priority
+                                : a->Remaining() < b->Remaining();
+                   });
+  int32_t wanted_by_others = 0;
+  for (const Sequence* sequence : prefilling_) {
+    if (sequence != first && sequence->request.priority == first->request.priority) {
+      wanted_by_others += sequence->Remaining();
+    }
+  }
   int32_t budget = options_.prefill_chunk;
   int32_t score_budget = options_.score_logit_rows;
-  for (const auto& sequence : running_) {
+  for (Sequence* sequence : prefilling_) {
+    const int32_t limit =
+        sequence == first ? std::max((budget + 1) / 2, budget - wanted_by_others) : budget;
+    budget -= PlanPrompt(*sequence, limit, score_budget);
     if (budget == 0) break;
-    const int32_t remaining = sequence->Remaining();
-    const int32_t start = sequence->kv.length;
-    // A row that was planned above is in kv.length already.
-    if (remaining == 0) continue;
-    const int64_t room =
-        (static_cast<int64_t>(sequence->kv.pages.size()) + cache_->free_pages()) * kKvPageTokens -
-        start;
-    int32_t rows = static_cast<int32_t>(std::min<int64_t>({remaining, budget, room}));
-    int32_t logits = rows == remaining ? 1 : 0;
-    if (sequence->request.score) {
-      // Rows that were described before a preemption are not described again.
-      const int32_t done = static_cast<int32_t>(sequence->completion.prompt_logprobs.size());
-      const int32_t silent = std::max(0, done - start);
-      rows = std::min(rows, silent + score_budget);
-      logits = std::max(0, rows - silent);
-      score_budget -= logits;
-    }
-    if (rows == 0) continue;
-    // Fails only beyond `room`.
-    if (!cache_->Extend(sequence->kv, start + rows).ok()) continue;
-    AddRows(*sequence, rows, logits);
-    budget -= rows;
   }
+}
+
+int32_t Scheduler::PlanPrompt(Sequence& sequence, int32_t limit, int32_t& score_budget) {
+  const int32_t remaining = sequence.Remaining();
+  const int32_t start = sequence.kv.length;
+  const int64_t room =
+      (static_cast<int64_t>(sequence.kv.pages.size()) + cache_->free_pages()) * kKvPageTokens -
+      start;
+  int32_t rows = static_cast<int32_t>(std::min<int64_t>({remaining, limit, room}));
+  int32_t logits = rows == remaining ? 1 : 0;
+  if (sequence.request.score) {
+    // Rows that were described before a preemption are not described again.
+    const int32_t done = static_cast<int32_t>(sequence.completion.prompt_logprobs.size());
+    const int32_t silent = std::max(0, done - start);
+    rows = std::min(rows, silent + score_budget);
+    logits = std::max(0, rows - silent);
+    score_budget -= logits;
+  }
+  // Extend fails only beyond `room`.
+  if (rows == 0 || !cache_->Extend(sequence.kv, start + rows).ok()) return 0;
+  AddRows(sequence, rows, logits);
+  return rows;
 }
 
 void Scheduler::AddRows(Sequence& sequence, int32_t rows, int32_t logits) {

@@ -3,7 +3,7 @@
 //
 // Continuous batching: a request joins between steps as soon as a place and its pages are free.
 // A step holds one row of every decoding sequence and at most prefill_chunk rows of prompts, in
-// order of priority, then arrival. When pages run out, the last sequence in that order gives all of
+// order of priority, then arrival; short prompts pass beside a long one. When pages run out, the last sequence in that order gives all of
 // its pages back and waits; later its tokens are computed again in their old roles, so its answer
 // does not change (preemption by recompute).
 //
@@ -88,6 +88,8 @@ class Scheduler {
   void PlanDecode();
   void Admit(double now);
   void PlanPrefill();
+  // Plans up to `limit` rows of what a sequence still has to compute; how many.
+  int32_t PlanPrompt(Sequence& sequence, int32_t limit, int32_t& score_budget);
   void AddRows(Sequence& sequence, int32_t rows, int32_t logits);
   // Room for one more row of running_[index]; false when that sequence itself was preempted.
   bool ExtendByPreempting(size_t index);
@@ -110,7 +112,8 @@ class Scheduler {
   RequestHandle next_handle_ = 1;
 
   StepPlan plan_;
-  std::vector<Sequence*> planned_;  // parallel to plan_.sequences
+  std::vector<Sequence*> planned_;     // parallel to plan_.sequences
+  std::vector<Sequence*> prefilling_;  // reused by PlanPrefill
   double planned_at_ = 0;
   SamplerScratch scratch_;
   std::vector<Delivery> deliveries_;

@@ -62,12 +62,40 @@ TEST(Scheduler, PromptsAreComputedInChunksBesideDecoding) {
   EXPECT_EQ(h.Step(), 4);
   const auto second = h.MustSubmit(GreedyRequest(PromptOf(23, 1), 2));
   const auto third = h.MustSubmit(GreedyRequest(PromptOf(6, 2), 2));
-  EXPECT_EQ(h.Step(), 11);  // a decoding row first, then 10 of the second prompt
-  EXPECT_EQ(h.Step(), 11);
-  EXPECT_EQ(h.Step(), 10);  // its last 3, and all 6 of the third
-  EXPECT_EQ(second->tokens().size(), 1u);
+  EXPECT_EQ(h.Step(), 11);  // a decoding row, then 5 of each prompt
+  EXPECT_EQ(h.Step(), 12);  // the last row of a prompt is like one of decoding; 10 of the second
   EXPECT_EQ(third->tokens().size(), 1u);
+  EXPECT_EQ(second->tokens().size(), 0u);
+  EXPECT_EQ(h.Step(), 10);  // two decoding rows, and the second's last 8
+  EXPECT_EQ(second->tokens().size(), 1u);
   EXPECT_EQ(first->tokens().size(), 4u);  // never held up
+}
+
+TEST(Scheduler, ShortPromptsPassBesideALongOne) {
+  SchedulerOptions options;
+  options.prefill_chunk = 40;
+  SchedulerHarness h(options);
+  const auto document = h.MustSubmit(GreedyRequest(PromptOf(400), 2));
+  h.Step();
+  EXPECT_EQ(h.scheduler.Stats().prompt_tokens, 40u);
+  const auto middle = h.MustSubmit(GreedyRequest(PromptOf(60, 1), 2));
+  const auto question = h.MustSubmit(GreedyRequest(PromptOf(12, 2), 2));
+  EXPECT_EQ(h.Step(), 40);  // 20 of the document, 12 of the question, 8 of the middle one
+  EXPECT_EQ(question->tokens().size(), 1u);
+  EXPECT_EQ(h.Step(), 41);
+  EXPECT_EQ(question->ends(), 1);
+  EXPECT_EQ(h.Step(), 40);
+  EXPECT_EQ(middle->tokens().size(), 0u);  // 8 + 20 + 20 of 60
+  EXPECT_EQ(h.Step(), 40);
+  EXPECT_EQ(middle->tokens().size(), 1u);
+  // Lower priorities get only what is left; another long one of the same gets its half.
+  GenerationRequest low = GreedyRequest(PromptOf(12, 3), 2);
+  low.priority = -1;
+  const auto waits = h.MustSubmit(low);
+  EXPECT_EQ(h.Step(), 41);
+  EXPECT_EQ(waits->tokens().size(), 0u);
+  h.Finish();
+  EXPECT_TRUE(document->status().ok());
 }
 
 TEST(Scheduler, ARequestJoinsBetweenSteps) {
