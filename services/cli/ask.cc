@@ -12,8 +12,9 @@ namespace cogumi::cli {
 
 void SamplingFlags::Declare(services::OptionSet& options) {
   constexpr int32_t kMost = std::numeric_limits<int32_t>::max();
-  options.Int("max_tokens", &max_tokens_, 0, kMost,
-              "tokens of the answer, at most; 0: what is left of the context")
+  options
+      .Int("max_tokens", &max_tokens_, 0, kMost,
+           "tokens of the answer, at most; 0: what is left of the context")
       .Double("temperature", &temperature_, 0, 2, "0 is greedy")
       .Int("top_k", &top_k_, 0, kMost, "only the K most likely tokens; 0: off")
       .Double("top_p", &top_p_, 1e-6, 1, "only the most likely tokens with this mass; 1: off")

@@ -36,7 +36,8 @@ void Prepare(grpc::ClientContext* context, double seconds) {
 absl::Status Finished(const grpc::Status& status) {
   absl::Status result = services::FromGrpc(status);
   if (absl::IsUnavailable(result) || absl::IsDeadlineExceeded(result)) {
-    return WithAdvice(result, "`cogumi ps` shows what runs, `cogumi doctor` looks for what is wrong");
+    return WithAdvice(result,
+                      "`cogumi ps` shows what runs, `cogumi doctor` looks for what is wrong");
   }
   if (absl::IsUnauthenticated(result)) return WithAdvice(result, "set COGUMI_TOKEN to your token");
   return result;
@@ -85,14 +86,15 @@ TokenInfo FromProto(const v1::TokenLogprob& from) {
   info.id = from.token_id();
   info.logprob = from.logprob();
   info.bytes = from.token();
-  for (const auto& top : from.top()) info.top.push_back({top.token_id(), top.logprob(), top.token()});
+  for (const auto& top : from.top())
+    info.top.push_back({top.token_id(), top.logprob(), top.token()});
   return info;
 }
 
 void FromProto(const v1::ChatComplete& from, Answer* to) {
   Completion& c = to->completion;
   c.finish_reason = from.finish_reason() == v1::FINISH_REASON_LENGTH ? FinishReason::kLength
-                                                                      : FinishReason::kStop;
+                                                                     : FinishReason::kStop;
   c.usage = {from.usage().prompt_tokens(), from.usage().completion_tokens(),
              from.usage().cached_tokens()};
   c.timings = {from.timings().queue_seconds(), from.timings().prefill_seconds(),
@@ -160,8 +162,7 @@ struct GatewayClient::Impl {
   std::unique_ptr<v1::GatewayService::Stub> stub;
 };
 
-GatewayClient::GatewayClient(const std::string& address)
-    : impl_(std::make_unique<Impl>(address)) {}
+GatewayClient::GatewayClient(const std::string& address) : impl_(std::make_unique<Impl>(address)) {}
 GatewayClient::~GatewayClient() = default;
 
 absl::Status GatewayClient::Ask(const Question& question,
@@ -276,8 +277,7 @@ absl::StatusOr<RouteDecision> AskRouter(const std::string& address, const std::s
     message->set_role(v1::ROLE_USER);
     message->set_content(prompt);
     v1::RouteResponse response;
-    const auto status =
-        v1::RouterService::NewStub(channel)->Route(&context, request, &response);
+    const auto status = v1::RouterService::NewStub(channel)->Route(&context, request, &response);
     if (!status.ok()) return Finished(status);
     decision.domain = ShortName(v1::Domain_Name(response.domain()), "DOMAIN_");
     decision.tier = response.tier();
@@ -297,8 +297,7 @@ absl::StatusOr<RouteDecision> AskRouter(const std::string& address, const std::s
   message->set_role(v1::ROLE_USER);
   message->set_content(prompt);
   v1::DetectResponse response;
-  const auto status =
-      v1::EscalationService::NewStub(channel)->Detect(&context, request, &response);
+  const auto status = v1::EscalationService::NewStub(channel)->Detect(&context, request, &response);
   if (!status.ok()) return Finished(status);
   decision.feedback = ShortName(v1::Feedback_Name(response.feedback()), "FEEDBACK_");
   decision.escalate = response.escalate();
@@ -372,9 +371,9 @@ absl::Status CheckHealth(const std::string& address, double seconds) {
   const grpc::Status status = stub->Check(&context, {}, &response);
   if (!status.ok()) return Finished(status);
   if (response.status() != grpc::health::v1::HealthCheckResponse::SERVING) {
-    return absl::UnavailableError(absl::StrCat(
-        address, " answers ",
-        grpc::health::v1::HealthCheckResponse::ServingStatus_Name(response.status())));
+    return absl::UnavailableError(
+        absl::StrCat(address, " answers ",
+                     grpc::health::v1::HealthCheckResponse::ServingStatus_Name(response.status())));
   }
   return absl::OkStatus();
 }

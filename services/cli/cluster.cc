@@ -78,9 +78,9 @@ absl::StatusOr<ClusterRecord> ParseClusterRecord(const std::string& text) {
   const std::vector<std::string> lines = absl::StrSplit(text, '\n', absl::SkipEmpty());
   ClusterRecord record;
   std::string supervisor, started;
-  const std::vector<std::string> words =
-      lines.empty() ? std::vector<std::string>()
-                    : absl::StrSplit(lines[0], absl::MaxSplits(' ', 4));
+  const std::vector<std::string> words = lines.empty()
+                                             ? std::vector<std::string>()
+                                             : absl::StrSplit(lines[0], absl::MaxSplits(' ', 4));
   if (words.size() != 5 || words[0] != "cluster" ||
       !TakeValue(words[1], "supervisor", &supervisor) ||
       !TakeValue(words[2], "mode", &record.mode) || !TakeValue(words[3], "started", &started) ||
@@ -195,8 +195,7 @@ absl::Status Cluster::Prepare() {
 }
 
 absl::Status Cluster::Launch(Member& member) {
-  ASSIGN_OR_RETURN(const std::string binary,
-                   SiblingBinary(absl::StrCat("cogumi-", member.name)));
+  ASSIGN_OR_RETURN(const std::string binary, SiblingBinary(absl::StrCat("cogumi-", member.name)));
   ASSIGN_OR_RETURN(member.child, Spawn(binary, member.flags, member.log_path));
   member.ready = false;
   member.output.clear();
@@ -304,9 +303,9 @@ void Cluster::Reap(double now) {
                        ? kFirstPause
                        : std::min(kLongestPause, member.pause * 2);
     member.restart_at = now + member.pause;
-    services::LogLine("supervisor", absl::StrCat("cogumi-", member.name, " ended (",
-                                                 DescribeExit(status), "); it starts again in ",
-                                                 member.pause, " s"));
+    services::LogLine("supervisor",
+                      absl::StrCat("cogumi-", member.name, " ended (", DescribeExit(status),
+                                   "); it starts again in ", member.pause, " s"));
   }
 }
 

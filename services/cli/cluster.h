@@ -21,7 +21,7 @@ namespace cogumi::cli {
 // What the file $STATE/clusters/<supervisor's process id> says.
 struct ClusterRecord {
   int64_t supervisor = 0;
-  std::string mode;  // "serve" (one process), "split" (supervised processes), "run" (private)
+  std::string mode;     // "serve" (one process), "split" (supervised processes), "run" (private)
   int64_t started = 0;  // Unix seconds
   std::string model;    // absolute path of the model file
   std::vector<services::ReadyLine> services;
@@ -85,11 +85,11 @@ class Cluster {
     std::vector<std::string> flags;
     std::string log_path;
     ChildProcess child;
-    std::string output;      // of a start, until its ready line is complete
+    std::string output;  // of a start, until its ready line is complete
     bool ready = false;
-    double started = 0;      // monotonic seconds
-    double restart_at = 0;   // while it is down
-    double pause = 0;        // before the next restart
+    double started = 0;     // monotonic seconds
+    double restart_at = 0;  // while it is down
+    double pause = 0;       // before the next restart
   };
 
   explicit Cluster(const ClusterOptions& options) : options_(options) {}

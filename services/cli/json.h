@@ -32,8 +32,7 @@ class JsonObject {
     return AddRaw(key, value ? "true" : "false");
   }
   template <std::integral T>
-    requires(!std::same_as<T, bool>)
-  JsonObject& Add(std::string_view key, T value) {
+  requires(!std::same_as<T, bool>) JsonObject& Add(std::string_view key, T value) {
     return AddRaw(key, std::to_string(value));
   }
   template <std::integral T>

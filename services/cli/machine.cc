@@ -10,9 +10,9 @@
 #include <string>
 #include <thread>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
-#include "absl/strings/ascii.h"
 #include "engine/core/clock.h"
 #include "engine/core/thread_pool.h"
 #include "services/cli/paths.h"
@@ -79,8 +79,8 @@ JsonObject ToJson(const Machine& machine) {
 }
 
 double MeasureReadBandwidth(int threads, int rounds) {
-  void* memory = ::mmap(nullptr, kBufferBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                        -1, 0);
+  void* memory =
+      ::mmap(nullptr, kBufferBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return 0;
   auto* data = static_cast<uint64_t*>(memory);
   const size_t count = kBufferBytes / sizeof(uint64_t);

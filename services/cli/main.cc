@@ -22,8 +22,8 @@ std::string HelpText(const Verbs& verbs) {
       "Usage: cogumi VERB [arguments] [options]\n\n";
   for (const auto& verb : verbs) {
     const std::vector<std::string> lines = absl::StrSplit(verb->summary(), '\n');
-    std::string left = absl::StrCat("  ", verb->name(), verb->arguments().empty() ? "" : " ",
-                                    verb->arguments());
+    std::string left =
+        absl::StrCat("  ", verb->name(), verb->arguments().empty() ? "" : " ", verb->arguments());
     left.append(left.size() < 32 ? 32 - left.size() : 1, ' ');
     // The first sentence is enough here.
     absl::StrAppend(&text, left, lines[0].substr(0, lines[0].find(". ")), "\n");
@@ -117,8 +117,7 @@ int Main(std::vector<std::string> words) {
     const std::vector<std::string> rest(words.begin() + static_cast<std::ptrdiff_t>(parts.size()),
                                         words.end());
     const auto parsed = verb->Parse(rest);
-    const bool json = verb->json() ||
-                      std::find(rest.begin(), rest.end(), "--json") != rest.end();
+    const bool json = verb->json() || std::find(rest.begin(), rest.end(), "--json") != rest.end();
     if (!parsed.ok()) return Report(verb->name(), parsed.status(), json);
     if (*parsed == services::ConfigOutcome::kExit) return kExitOk;
     const auto code = verb->Run();

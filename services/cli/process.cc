@@ -71,8 +71,8 @@ absl::StatusOr<ChildProcess> Spawn(const std::string& path,
   posix_spawnattr_setsigmask(&attributes, &none);
   posix_spawnattr_setsigdefault(&attributes, &all);
   posix_spawnattr_setpgroup(&attributes, 0);
-  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF |
-                                            POSIX_SPAWN_SETPGROUP);
+  posix_spawnattr_setflags(&attributes,
+                           POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETPGROUP);
 
   std::vector<char*> argv;
   argv.push_back(const_cast<char*>(path.c_str()));
@@ -80,8 +80,8 @@ absl::StatusOr<ChildProcess> Spawn(const std::string& path,
   argv.push_back(nullptr);
 
   ChildProcess child;
-  const int error = ::posix_spawn(&child.pid, path.c_str(), &actions, &attributes, argv.data(),
-                                  environ);
+  const int error =
+      ::posix_spawn(&child.pid, path.c_str(), &actions, &attributes, argv.data(), environ);
   posix_spawnattr_destroy(&attributes);
   posix_spawn_file_actions_destroy(&actions);
   if (error != 0) {
@@ -92,8 +92,7 @@ absl::StatusOr<ChildProcess> Spawn(const std::string& path,
 }
 
 std::optional<int> WaitForExit(pid_t pid, double seconds) {
-  const auto deadline =
-      std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
   while (true) {
     int status = 0;
     const pid_t ended = ::waitpid(pid, &status, WNOHANG);
@@ -113,7 +112,11 @@ std::string DescribeExit(int wait_status) {
 }
 
 bool IsAlive(int64_t pid) {
-  return pid > 0 && (::kill(static_cast<pid_t>(pid), 0) == 0 || errno == EPERM);
+  // What has ended stays in the table until its parent looks; it is not alive.
+  auto stat = ReadFile(absl::StrCat("/proc/", pid, "/stat"));
+  if (!stat.ok()) return false;
+  const size_t name_end = stat->rfind(')');
+  return name_end != std::string::npos && stat->compare(name_end, 3, ") Z") != 0;
 }
 
 std::optional<ProcessUsage> ReadUsage(int64_t pid) {
@@ -132,16 +135,14 @@ std::optional<ProcessUsage> ReadUsage(int64_t pid) {
       (std::strtod(fields[11].c_str(), nullptr) + std::strtod(fields[12].c_str(), nullptr)) / ticks;
   usage.uptime_seconds =
       std::strtod(uptime->c_str(), nullptr) - std::strtod(fields[19].c_str(), nullptr) / ticks;
-  usage.resident_bytes =
-      std::strtoll(fields[21].c_str(), nullptr, 10) * ::sysconf(_SC_PAGESIZE);
+  usage.resident_bytes = std::strtoll(fields[21].c_str(), nullptr, 10) * ::sysconf(_SC_PAGESIZE);
   return usage;
 }
 
 std::string TailOf(const std::string& path, int lines, const std::string& indent) {
   auto content = ReadFile(path);
   if (!content.ok()) return "";
-  const std::vector<std::string> all =
-      absl::StrSplit(absl::StripSuffix(*content, "\n"), '\n');
+  const std::vector<std::string> all = absl::StrSplit(absl::StripSuffix(*content, "\n"), '\n');
   const size_t wanted = static_cast<size_t>(lines);
   std::string text;
   for (size_t i = all.size() > wanted ? all.size() - wanted : 0; i < all.size(); ++i) {

@@ -45,7 +45,7 @@ std::optional<int> WaitForExit(pid_t pid, double seconds);
 // "exit code 1", "killed by SIGKILL".
 std::string DescribeExit(int wait_status);
 
-// True while a process with this id exists.
+// True while a process with this id runs.
 bool IsAlive(int64_t pid);
 
 struct ProcessUsage {

@@ -122,10 +122,10 @@ absl::StatusOr<services::ConfigOutcome> Verb::Parse(const std::vector<std::strin
       return services::ConfigOutcome::kExit;
     } else if (flags && absl::StartsWith(word, "--")) {
       RETURN_IF_ERROR(usage(ParseFlag(words, &i)));
-    } else if (flags && word.size() > 1 && word[0] == '-' && absl::ascii_isalpha(
-                                                                static_cast<unsigned char>(word[1]))) {
-      return UsageError(absl::StrCat("unknown option ", word,
-                                     "; options have two dashes, `--` ends them"));
+    } else if (flags && word.size() > 1 && word[0] == '-' &&
+               absl::ascii_isalpha(static_cast<unsigned char>(word[1]))) {
+      return UsageError(
+          absl::StrCat("unknown option ", word, "; options have two dashes, `--` ends them"));
     } else {
       positionals_.push_back(word);
     }
@@ -154,7 +154,8 @@ std::string Verb::Help() const {
     }
     text += '\n';
   }
-  absl::StrAppend(&text, "  --help                    this text\n\nEach option is also read from COGUMI_",
+  absl::StrAppend(&text,
+                  "  --help                    this text\n\nEach option is also read from COGUMI_",
                   absl::AsciiStrToUpper(options_.section()), "_<OPTION>.\n");
   return text;
 }

@@ -69,7 +69,8 @@ class BenchVerb : public Verb {
  public:
   BenchVerb()
       : Verb("bench", "[MODEL]",
-             "Measures the engine: decode, prefill, batch and depth, in interleaved rounds.", 0, 1) {
+             "Measures the engine: decode, prefill, batch and depth, in interleaved rounds.", 0,
+             1) {
     options_.Int("tokens", &tokens_, 2, 100000, "tokens generated in a decode case")
         .Int("prompt", &prompt_, 1, 1000000, "prompt tokens of the prefill case")
         .List("batches", &batches_, "streams at once in the batch cases")
@@ -186,11 +187,11 @@ class BenchVerb : public Verb {
         kernels.kernel_configuration.substr(0, kernels.kernel_configuration.find('/'));
     JsonArray results;
     if (!json()) {
-      std::printf("model      %s (%s)\nkernels    %s, %d threads\nbandwidth  %.1f GB/s read\n\n"
-                  "%-14s %12s %12s  tokens/s\n",
-                  file.name.c_str(), services::FormatBytes(file.bytes).c_str(),
-                  kernels.kernel_configuration.c_str(), threads, bandwidth / 1e9, "case", "median",
-                  "best");
+      std::printf(
+          "model      %s (%s)\nkernels    %s, %d threads\nbandwidth  %.1f GB/s read\n\n"
+          "%-14s %12s %12s  tokens/s\n",
+          file.name.c_str(), services::FormatBytes(file.bytes).c_str(),
+          kernels.kernel_configuration.c_str(), threads, bandwidth / 1e9, "case", "median", "best");
     }
     for (const Case& one : cases) {
       std::vector<double>& values = rates[one.name];
@@ -216,21 +217,20 @@ class BenchVerb : public Verb {
     }
     if (!json()) return;
     const double decode = rates["decode"].back();
-    std::puts(
-        JsonObject()
-            .Add("machine", ToJson(DescribeMachine()))
-            .Add("model", file.path)
-            .Add("model_digest", engine_->Model().digest)
-            .Add("model_bytes", file.bytes)
-            .Add("threads", threads)
-            .Add("instruction_set", instruction_set)
-            .Add("kernel_configuration", kernels.kernel_configuration)
-            .Add("read_bandwidth_bytes_per_second", bandwidth)
-            .Add("decode_bandwidth_share",
-                 bandwidth > 0 ? decode * static_cast<double>(file.bytes) / bandwidth : 0.0)
-            .Add("results", results)
-            .str()
-            .c_str());
+    std::puts(JsonObject()
+                  .Add("machine", ToJson(DescribeMachine()))
+                  .Add("model", file.path)
+                  .Add("model_digest", engine_->Model().digest)
+                  .Add("model_bytes", file.bytes)
+                  .Add("threads", threads)
+                  .Add("instruction_set", instruction_set)
+                  .Add("kernel_configuration", kernels.kernel_configuration)
+                  .Add("read_bandwidth_bytes_per_second", bandwidth)
+                  .Add("decode_bandwidth_share",
+                       bandwidth > 0 ? decode * static_cast<double>(file.bytes) / bandwidth : 0.0)
+                  .Add("results", results)
+                  .str()
+                  .c_str());
   }
 
   int32_t tokens_ = 64;

@@ -100,7 +100,8 @@ class ChatVerb : public Verb {
   absl::StatusOr<int> Run() override {
     const bool keep = !session_.empty();
     if (!keep) session_ = NewSessionId();
-    ASSIGN_OR_RETURN(auto connection, Connection::Open(positionals_.empty() ? "" : positionals_[0]));
+    ASSIGN_OR_RETURN(auto connection,
+                     Connection::Open(positionals_.empty() ? "" : positionals_[0]));
     const bool terminal = ::isatty(STDIN_FILENO) && ::isatty(STDOUT_FILENO) && !json();
     InterruptGuard program;  // Ctrl-C never ends the conversation
     Lines lines(terminal);
@@ -169,8 +170,9 @@ class ChatVerb : public Verb {
     } else {
       const std::string near =
           services::Suggest(name, {"/set", "/show", "/clear", "/bye", "/help"});
-      std::printf("there is no command %s%s\n", name.c_str(),
-                  near.empty() ? "; /help lists them" : absl::StrCat("; is it ", near, "?").c_str());
+      std::printf(
+          "there is no command %s%s\n", name.c_str(),
+          near.empty() ? "; /help lists them" : absl::StrCat("; is it ", near, "?").c_str());
     }
     return false;
   }

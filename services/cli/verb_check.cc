@@ -58,18 +58,17 @@ absl::StatusOr<std::vector<Golden>> ReadGolden(const std::string& path) {
 std::string Compare(const Golden& golden, const Answer& answer, std::string* note) {
   if (answer.completion.prompt_tokens != golden.prompt_tokens) return "other prompt tokens";
   for (size_t i = 0; i < golden.output_tokens.size(); ++i) {
-    const bool same =
-        i < answer.token_ids.size() && answer.token_ids[i] == golden.output_tokens[i];
+    const bool same = i < answer.token_ids.size() && answer.token_ids[i] == golden.output_tokens[i];
     if (same) continue;
     if (golden.margins[i] < kDecisiveMargin) {
-      *note = absl::StrFormat("equal up to token %d, where the margin is %.4f", i,
-                              golden.margins[i]);
+      *note =
+          absl::StrFormat("equal up to token %d, where the margin is %.4f", i, golden.margins[i]);
       return "";
     }
-    return absl::StrFormat("token %d is %s, expected %d (margin %.4f)", i,
-                           i < answer.token_ids.size() ? absl::StrCat(answer.token_ids[i])
-                                                       : "missing",
-                           golden.output_tokens[i], golden.margins[i]);
+    return absl::StrFormat(
+        "token %d is %s, expected %d (margin %.4f)", i,
+        i < answer.token_ids.size() ? absl::StrCat(answer.token_ids[i]) : "missing",
+        golden.output_tokens[i], golden.margins[i]);
   }
   return "";
 }
@@ -108,8 +107,8 @@ class CheckVerb : public Verb {
       question.sampling.temperature = 0;
       question.sampling.max_tokens = static_cast<int32_t>(entry.output_tokens.size());
       Answer answer;
-      RETURN_IF_ERROR(
-          connection->gateway().Ask(question, [](std::string_view) {}, nullptr, &answer));
+      RETURN_IF_ERROR(connection->gateway().Ask(
+          question, [](std::string_view) {}, nullptr, &answer));
       std::string note;
       const std::string difference = Compare(entry, answer, &note);
       failed += difference.empty() ? 0 : 1;
@@ -133,7 +132,8 @@ class CheckVerb : public Verb {
     question.sampling.temperature = 0;
     question.sampling.max_tokens = static_cast<int32_t>(golden[0].output_tokens.size());
     Answer answer;
-    RETURN_IF_ERROR(connection->gateway().Ask(question, [](std::string_view) {}, nullptr, &answer));
+    RETURN_IF_ERROR(connection->gateway().Ask(
+        question, [](std::string_view) {}, nullptr, &answer));
     ASSIGN_OR_RETURN(const auto turns, connection->gateway().GetSession(session));
     JsonArray stored;
     for (const StoredTurn& turn : turns) {
@@ -144,8 +144,8 @@ class CheckVerb : public Verb {
                      .Add("user", turn.user)
                      .Add("assistant", turn.assistant));
     }
-    const bool kept = turns.size() == 1 && turns[0].user == golden[0].prompt &&
-                      turns[0].assistant == answer.text;
+    const bool kept =
+        turns.size() == 1 && turns[0].user == golden[0].prompt && turns[0].assistant == answer.text;
     RETURN_IF_ERROR(connection->gateway().EraseSession(session).status());
     const bool ok = failed == 0 && kept;
     if (!kept) Print("WRONG    the session does not hold the turn that was acknowledged");

@@ -93,9 +93,9 @@ class ShowVerb : public Verb {
     row("digest", model.digest);
     row("architecture", absl::StrCat(model.architecture, ", ", model.layers, " layers of width ",
                                      model.embedding_length));
-    row("parameters", absl::StrFormat("%.1f million, %s",
-                                      static_cast<double>(model.parameters) / 1e6,
-                                      model.quantization));
+    row("parameters",
+        absl::StrFormat("%.1f million, %s", static_cast<double>(model.parameters) / 1e6,
+                        model.quantization));
     row("context", absl::StrCat(model.context_length, " tokens"));
     row("vocabulary", absl::StrCat(model.vocabulary_size));
     row("chat template", model.chat_template.empty() ? "unknown" : model.chat_template);
@@ -165,7 +165,8 @@ class StopVerb : public Verb {
  public:
   StopVerb()
       : Verb("stop", "",
-             "Stops the clusters that `cogumi serve` started. Running answers finish first.", 0, 0) {
+             "Stops the clusters that `cogumi serve` started. Running answers finish first.", 0,
+             0) {
     options_.Duration("timeout", &timeout_, 0, 3600, "how long to wait for them");
   }
 

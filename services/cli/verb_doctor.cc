@@ -99,7 +99,8 @@ Finding CheckBandwidth(const Machine& machine, int64_t model_bytes) {
 }
 
 // Whether a loopback port can be listened on.
-Finding CheckPort(const std::string& what, uint16_t port, const std::vector<ClusterRecord>& clusters) {
+Finding CheckPort(const std::string& what, uint16_t port,
+                  const std::vector<ClusterRecord>& clusters) {
   Finding finding{absl::StrCat("port ", port), Finding::State::kOk, "free", ""};
   const Descriptor probe(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   const int on = 1;
@@ -147,9 +148,9 @@ Finding CheckModel(const std::string& name, int64_t* bytes) {
             "use another file, or remove this one and let ./run fetch it again"};
   }
   const ModelDescription& model = (*engine)->Model();
-  finding.found = absl::StrCat(file->path, ", ", services::FormatBytes(file->bytes), ", ",
-                               model.quantization, ", kernels ",
-                               (*engine)->Configuration().kernel_configuration);
+  finding.found =
+      absl::StrCat(file->path, ", ", services::FormatBytes(file->bytes), ", ", model.quantization,
+                   ", kernels ", (*engine)->Configuration().kernel_configuration);
   const bool is_default = file->name + ".gguf" == kDefaultModelFile;
   if (is_default && model.digest != kDefaultModelDigest) {
     finding.state = Finding::State::kError;
@@ -170,7 +171,8 @@ Finding CheckState() {
   }
   struct statvfs space = {};
   if (::access(folder->c_str(), W_OK) != 0 || ::statvfs(folder->c_str(), &space) != 0) {
-    return {"state folder", Finding::State::kError, absl::StrCat(*folder, ": ", std::strerror(errno)),
+    return {"state folder", Finding::State::kError,
+            absl::StrCat(*folder, ": ", std::strerror(errno)),
             "set COGUMI_STATE_DIR to a folder that can be written"};
   }
   const int64_t free = static_cast<int64_t>(space.f_bavail) * static_cast<int64_t>(space.f_frsize);
@@ -203,8 +205,8 @@ std::vector<Finding> CheckClusters(const std::vector<ClusterRecord>& clusters) {
 }
 
 Finding CheckBinaries() {
-  for (const char* name : {"cogumi-gateway", "cogumi-router", "cogumi-decoder",
-                           "cogumi-modifiers"}) {
+  for (const char* name :
+       {"cogumi-gateway", "cogumi-router", "cogumi-decoder", "cogumi-modifiers"}) {
     if (auto path = SiblingBinary(name); !path.ok()) {
       return {"binaries", Finding::State::kError, std::string(path.status().message()),
               AdviceOf(path.status())};
@@ -216,8 +218,8 @@ Finding CheckBinaries() {
 class DoctorVerb : public Verb {
  public:
   DoctorVerb()
-      : Verb("doctor", "[MODEL]",
-             "Looks for what is wrong on this machine, and says what to do.", 0, 1) {}
+      : Verb("doctor", "[MODEL]", "Looks for what is wrong on this machine, and says what to do.",
+             0, 1) {}
 
   absl::StatusOr<int> Run() override {
     const Machine machine = DescribeMachine();
@@ -246,7 +248,8 @@ class DoctorVerb : public Verb {
       if (json()) continue;
       std::printf("%-8s %-14s %s\n", NameOf(finding.state), finding.name.c_str(),
                   finding.found.c_str());
-      if (!finding.advice.empty()) std::printf("%-8s %-14s then: %s\n", "", "", finding.advice.c_str());
+      if (!finding.advice.empty())
+        std::printf("%-8s %-14s then: %s\n", "", "", finding.advice.c_str());
     }
     if (json()) {
       std::puts(JsonObject().Add("ok", errors == 0).Add("findings", array).str().c_str());

@@ -85,9 +85,9 @@ class RouteExplainVerb : public Verb {
     }
     std::printf("feedback  %s%s%s\nmodel     %s%s\n", route.feedback.c_str(),
                 route.escalate ? ", escalate" : "",
-                route.reasons.empty() ? ""
-                                      : absl::StrCat(" (", absl::StrJoin(route.reasons, ", "), ")")
-                                            .c_str(),
+                route.reasons.empty()
+                    ? ""
+                    : absl::StrCat(" (", absl::StrJoin(route.reasons, ", "), ")").c_str(),
                 route.model.c_str(), route.calibrated ? "" : ", not calibrated");
     return kExitOk;
   }
@@ -100,8 +100,7 @@ class RouteExplainVerb : public Verb {
       return WithAdvice(absl::NotFoundError("no cluster runs that could remember the request"),
                         "`cogumi serve` starts one");
     }
-    ASSIGN_OR_RETURN(const std::string text,
-                     GatewayClient(gateway->address).Explain(request_));
+    ASSIGN_OR_RETURN(const std::string text, GatewayClient(gateway->address).Explain(request_));
     std::puts(text.c_str());
     return kExitOk;
   }
@@ -147,8 +146,7 @@ class AdapterLoadVerb : public Verb {
     if (error || !std::filesystem::is_directory(folder, error)) {
       return absl::NotFoundError(absl::StrCat(positionals_[0], " is no folder"));
     }
-    const std::string name =
-        positionals_.size() > 1 ? positionals_[1] : folder.filename().string();
+    const std::string name = positionals_.size() > 1 ? positionals_[1] : folder.filename().string();
     ASSIGN_OR_RETURN(const auto modifiers, SingleService::Open("modifiers"));
     ASSIGN_OR_RETURN(const AdapterInfo adapter,
                      ModifiersClient(modifiers->address()).Register(name, folder.string()));
@@ -195,13 +193,14 @@ class AdapterShowVerb : public Verb {
       std::puts(ToJson(adapter).str().c_str());
       return kExitOk;
     }
-    std::printf("name        %s\ndigest      %s\ndomain      %s\nbase model  %s\n"
-                "rank        %d, alpha %g, %s\nsize        %s\nlicense     %s\n%s\n",
-                adapter.name.c_str(), adapter.digest.c_str(), adapter.domain.c_str(),
-                adapter.base_model.c_str(), adapter.rank, adapter.alpha,
-                absl::StrJoin(adapter.target_modules, " ").c_str(),
-                services::FormatBytes(adapter.bytes).c_str(), adapter.license.c_str(),
-                adapter.description.c_str());
+    std::printf(
+        "name        %s\ndigest      %s\ndomain      %s\nbase model  %s\n"
+        "rank        %d, alpha %g, %s\nsize        %s\nlicense     %s\n%s\n",
+        adapter.name.c_str(), adapter.digest.c_str(), adapter.domain.c_str(),
+        adapter.base_model.c_str(), adapter.rank, adapter.alpha,
+        absl::StrJoin(adapter.target_modules, " ").c_str(),
+        services::FormatBytes(adapter.bytes).c_str(), adapter.license.c_str(),
+        adapter.description.c_str());
     return kExitOk;
   }
 };

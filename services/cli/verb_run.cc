@@ -18,11 +18,12 @@ namespace {
 class RunVerb : public Verb {
  public:
   RunVerb()
-      : Verb("run", "[MODEL] PROMPT",
-             "Answers a prompt. Uses the running cluster that serves the model, or starts the four\n"
-             "services and stops them afterwards. MODEL is a listed name or a GGUF file; a single\n"
-             "argument is the prompt.",
-             1, 2) {
+      : Verb(
+            "run", "[MODEL] PROMPT",
+            "Answers a prompt. Uses the running cluster that serves the model, or starts the four\n"
+            "services and stops them afterwards. MODEL is a listed name or a GGUF file; a single\n"
+            "argument is the prompt.",
+            1, 2) {
     sampling_.Declare(options_);
     options_.String("system", &system_, "system message; absent: the template's own")
         .String("session", &session_, "keep the turn in this session, and go on from it")

@@ -24,12 +24,14 @@ constexpr const char* kServices[] = {"gateway", "router", "decoder", "modifiers"
 class ServeVerb : public Verb {
  public:
   ServeVerb()
-      : Verb("serve", "[MODEL]",
-             "Serves a model until SIGTERM or Ctrl-C: in one process, or with --split as four child\n"
-             "processes that are started again when they end. Options of a service go behind its\n"
-             "name: --gateway.http 127.0.0.1:9000, --decoder.threads 4; each cogumi-SERVICE --help\n"
-             "lists its own. Settings also come from --config FILE (YAML) and COGUMI_* variables.",
-             0, 1) {
+      : Verb(
+            "serve", "[MODEL]",
+            "Serves a model until SIGTERM or Ctrl-C: in one process, or with --split as four "
+            "child\n"
+            "processes that are started again when they end. Options of a service go behind its\n"
+            "name: --gateway.http 127.0.0.1:9000, --decoder.threads 4; each cogumi-SERVICE --help\n"
+            "lists its own. Settings also come from --config FILE (YAML) and COGUMI_* variables.",
+            0, 1) {
     options_.Bool("split", &split_, "four supervised processes instead of one")
         .String("config", &config_, "YAML file with sections gateway, router, decoder, modifiers");
   }
@@ -41,8 +43,7 @@ class ServeVerb : public Verb {
       options.model = file.path;
       options.config = config_;
       options.flags = unknown_flags_;
-      return ServeInThisProcess(options,
-                                [this](const ClusterRecord& record) { Announce(record); });
+      return ServeInThisProcess(options, [this](const ClusterRecord& record) { Announce(record); });
     }
     Cluster::BlockSignals();
     ClusterOptions options;
@@ -108,7 +109,8 @@ class ServeVerb : public Verb {
       std::printf("serving %s\n", record.model.c_str());
       for (const auto& service : record.services) {
         std::string more;
-        for (const auto& [key, value] : service.extra) absl::StrAppend(&more, "  ", key, " ", value);
+        for (const auto& [key, value] : service.extra)
+          absl::StrAppend(&more, "  ", key, " ", value);
         std::printf("  %-10s pid %-8d %s%s\n", service.service.c_str(),
                     static_cast<int>(service.pid), service.address.c_str(), more.c_str());
       }

@@ -15,8 +15,7 @@ namespace {
 
 class TokenizeVerb : public Verb {
  public:
-  TokenizeVerb()
-      : Verb("tokenize", "[MODEL] TEXT", "Prints the tokens of a text.", 1, 2) {
+  TokenizeVerb() : Verb("tokenize", "[MODEL] TEXT", "Prints the tokens of a text.", 1, 2) {
     options_.Bool("special", &special_, "special tokens written in the text become those tokens")
         .Bool("chat", &chat_, "as a user's message in the chat template");
   }

@@ -389,6 +389,8 @@ absl::StatusOr<OpenAiRequest> ParseOpenAiChat(std::string_view body) {
       }
     } else if (key == "max_tokens" || key == "max_completion_tokens") {
       ASSIGN_OR_RETURN(const int32_t tokens, ReadInt(key, value));
+      // Here, where it is known which of the two names the caller used.
+      if (tokens < 1) return FieldError(key, Cat("is ", tokens, ", must be in [1, context]"));
       if (max_tokens && *max_tokens != tokens) {
         return FieldError("max_completion_tokens", "differs from max_tokens; give one of them");
       }

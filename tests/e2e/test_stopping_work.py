@@ -21,7 +21,7 @@ def assert_stopped(cluster, running_before_stop):
     """Slot and pages are free, and no token is generated any more."""
     cluster.await_idle()
     at_rest = generated(cluster)
-    assert at_rest - running_before_stop < 4000, "it ran on for thousands of tokens"
+    assert at_rest - running_before_stop < 200, "it ran on for hundreds of tokens"
     assert generated(cluster) == at_rest
 
 
@@ -36,7 +36,7 @@ def test_cancel_stops_the_work(client, cluster):
 
 
 def test_cancel_while_the_prompt_is_read_stops_the_work(client, cluster):
-    stream = client.chat(client.request("word " * 6000, **LONG))
+    stream = client.chat(client.request("word " * 6000, max_tokens=500, ignore_eos=True))
     eventually(lambda: not cluster.idle(), "a request at the decoder")
     before = generated(cluster)
     stream.cancel()

@@ -191,7 +191,8 @@ def run_pytest(subset: str, folder: str, pattern: re.Pattern | None,
     report, log = REPORTS / f"pytest-{subset}.xml", REPORTS / f"pytest-{subset}.log"
     targets = [folder]
     if pattern or list_only:
-        targets = [i for i in pytest_ids(folder, log) if not pattern or pattern.search(i)]
+        collected = pytest_ids(folder, REPORTS / f"collect-{subset}.log")
+        targets = [i for i in collected if not pattern or pattern.search(i)]
         if not targets:
             return None
     if list_only:

@@ -16,7 +16,8 @@ using testing::HasSubstr;
 
 class SampleVerb : public Verb {
  public:
-  explicit SampleVerb(bool open = false) : Verb("sample verb", "[A] B", "Does.", 1, 2), open_(open) {
+  explicit SampleVerb(bool open = false)
+      : Verb("sample verb", "[A] B", "Does.", 1, 2), open_(open) {
     options_.Int("top_k", &top_k, 0, 100, "k").Bool("raw", &raw, "raw").String("name", &name, "n");
   }
   absl::StatusOr<int> Run() override { return kExitOk; }
@@ -64,10 +65,14 @@ TEST(Verb, AMinusSignIsNoOption) {
 
 TEST(Verb, NamesWhatIsWrongAndWhatIsNear) {
   const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
-      {{"x", "--top-j", "5"}, "--top-k"}, {{"x", "--rwa"}, "--raw"},
-      {{"x", "--top-k", "101"}, "101"},   {{"x", "--top-k", "many"}, "many"},
-      {{"x", "--top-k"}, "needs a value"}, {{"x", "-r"}, "-r"},
-      {{}, "[A] B"},                      {{"a", "b", "c"}, "'c'"},
+      {{"x", "--top-j", "5"}, "--top-k"},
+      {{"x", "--rwa"}, "--raw"},
+      {{"x", "--top-k", "101"}, "101"},
+      {{"x", "--top-k", "many"}, "many"},
+      {{"x", "--top-k"}, "needs a value"},
+      {{"x", "-r"}, "-r"},
+      {{}, "[A] B"},
+      {{"a", "b", "c"}, "'c'"},
       {{"x", "--no-name"}, "--no-name"}};
   for (const auto& [words, expected] : cases) {
     SampleVerb verb;
