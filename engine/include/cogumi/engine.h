@@ -75,6 +75,8 @@ class Engine {
 
   // Text as it is, or messages rendered with the chat template (a default system message is put
   // first when the template has one and the messages have none). Token prompts are range-checked.
+  // A text gets the beginning-of-sequence token in front when the model's tokenizer asks for one
+  // and it does not begin with it already; templates write their own.
   virtual absl::StatusOr<TokenizedPrompt> Tokenize(const Prompt& prompt) const = 0;
   // The bytes of tokens as they are. INVALID_ARGUMENT for an id outside the vocabulary.
   virtual absl::StatusOr<std::string> Detokenize(const std::vector<TokenId>& tokens,
@@ -89,6 +91,8 @@ class Engine {
   virtual void Cancel(RequestHandle handle) = 0;
 
   virtual EngineStats Stats() const = 0;
+  // The first call may wait: the file's digest is computed in the background after Create (about a
+  // second per gigabyte). Answers that end before wait for it too; nothing else does.
   virtual const ModelDescription& Model() const = 0;
   // kernel_digest and kernel_configuration filled, for ModelInfo.
   virtual const Receipt& Configuration() const = 0;

@@ -66,7 +66,7 @@ struct TokenInfo {
 
 struct Chunk {
   std::string text;  // whole UTF-8 characters; may be empty while a character or stop is pending
-  std::vector<TokenInfo> tokens;
+  std::vector<TokenInfo> tokens;  // an end token is among them, without text
 };
 
 enum class FinishReason { kStop, kLength };
@@ -113,7 +113,7 @@ struct Completion {
 };
 
 struct ModelDescription {
-  std::string id;  // general.name or the file's stem
+  std::string id;  // EngineOptions::model_id or the file's stem
   std::string architecture;
   std::string path;
   std::string digest;  // SHA-256 of the file, hex
