@@ -1,14 +1,13 @@
 // cogumi-engine-bench: speed of the forward pass alone (no scheduler, sampling or text), as one
 // object of JSON on standard output. bench/peers/compare runs it beside the peers.
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <iostream>
 #include <map>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
-
-#include <CLI/CLI.hpp>
-#include <nlohmann/json.hpp>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"

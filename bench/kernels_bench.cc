@@ -121,7 +121,7 @@ void NormQuantise(benchmark::State& state, const KernelTable* kernels) {
   args.weight = weight.data();
   args.epsilon = 1e-5f;
   args.out = &input.buffer.view;
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     kernels->norm_quantise(args, 0, rows);
     benchmark::ClobberMemory();
   }
@@ -171,7 +171,7 @@ void QkvRopeAppend(benchmark::State& state, const KernelTable* kernels) {
   args.rope_dim = kHeadDim;
   args.kv = sequence.kv;
   const int panels = wq.matrix().Panels() + wk.matrix().Panels() + wv.matrix().Panels();
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     args.wq = &wq.Next();
     args.wk = &wk.Next();
     args.wv = &wv.Next();
@@ -192,7 +192,7 @@ void GateUpSwiglu(benchmark::State& state, const KernelTable* kernels) {
   args.in = &input.buffer.view;
   args.rows = rows;
   args.out = &output.buffer.view;
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     args.gate = &gate.Next();
     args.up = &up.Next();
     kernels->gate_up_swiglu(args, 0, gate.matrix().Panels());
@@ -210,7 +210,7 @@ void ProjectResidual(benchmark::State& state, const KernelTable* kernels) {
   args.in = &input.buffer.view;
   args.rows = rows;
   args.x = x.data();
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     args.w = &down.Next();
     kernels->project_residual(args, 0, down.matrix().Panels());
     benchmark::ClobberMemory();
@@ -227,7 +227,7 @@ void Head(benchmark::State& state, const KernelTable* kernels) {
   args.in = &input.buffer.view;
   args.rows = rows;
   args.logits = logits.data();
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     args.w = &head.Next();
     kernels->head(args, 0, head.matrix().Panels());
     benchmark::ClobberMemory();
@@ -245,6 +245,7 @@ void PagedAttention(benchmark::State& state, const KernelTable* kernels) {
   std::vector<float> q(Size(rows) * kHeads * kHeadDim), out(q.size());
   for (float& value : q) value = normal(random);
   std::vector<AttentionItem> items;
+  items.reserve(kHeads);
   for (int head = 0; head < kHeads; ++head) items.push_back({0, rows, head});
   PagedAttentionArgs args;
   args.q = q.data();
@@ -253,7 +254,7 @@ void PagedAttention(benchmark::State& state, const KernelTable* kernels) {
   args.items = items.data();
   args.heads = kHeads;
   args.kv = sequence.kv;
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     kernels->paged_attention(args, 0, kHeads);
     benchmark::ClobberMemory();
   }
@@ -266,7 +267,7 @@ void Summarise(benchmark::State& state, const KernelTable* kernels) {
   std::normal_distribution<float> normal(0.0f, 4.0f);
   std::vector<float> logits(kSummaryChunk);
   for (float& value : logits) value = normal(random);
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     benchmark::DoNotOptimize(kernels->summarise(logits.data(), 0, kSummaryChunk));
   }
   state.SetItemsProcessed(state.iterations() * kSummaryChunk);
@@ -275,8 +276,10 @@ void Summarise(benchmark::State& state, const KernelTable* kernels) {
 void RegisterAll() {
   using Function = void (*)(benchmark::State&, const KernelTable*);
   const std::vector<std::pair<std::string, Function>> matrices = {
-      {"QkvRopeAppend", QkvRopeAppend}, {"GateUpSwiglu", GateUpSwiglu},
-      {"ProjectResidual", ProjectResidual}, {"Head", Head}};
+      {"QkvRopeAppend", QkvRopeAppend},
+      {"GateUpSwiglu", GateUpSwiglu},
+      {"ProjectResidual", ProjectResidual},
+      {"Head", Head}};
   for (const KernelTable* kernels : SupportedKernels()) {
     const std::string tier = std::string(kernels->name) + "/";
     const bool scalar = kernels == &ReferenceKernels();

@@ -29,7 +29,7 @@ inline __attribute__((always_inline)) uint64_t Sum(const uint64_t* words, size_t
 
 #if defined(__x86_64__)
 __attribute__((target("avx2"), optimize("O3"))) uint64_t SumAvx2(const uint64_t* words,
-                                                                size_t count) {
+                                                                 size_t count) {
   return Sum(words, count);
 }
 #endif

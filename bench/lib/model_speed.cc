@@ -25,8 +25,8 @@ absl::StatusOr<std::unique_ptr<SpeedRunner>> SpeedRunner::Create(
     Model* model, int32_t chunk, const std::vector<SpeedTest>& tests) {
   int64_t pages = 1;
   for (const SpeedTest& test : tests) {
-    pages = std::max(pages, int64_t{test.sequences} *
-                                KvCache::PagesFor(test.depth + test.steps * test.rows));
+    pages = std::max(
+        pages, int64_t{test.sequences} * KvCache::PagesFor(test.depth + test.steps * test.rows));
   }
   std::unique_ptr<SpeedRunner> runner(new SpeedRunner(model, chunk));
   const KvShape shape = model->kv_shape();
@@ -63,8 +63,7 @@ absl::Status SpeedRunner::Step(std::vector<KvSequence>& sequences, size_t first,
   return model_->Forward(plan, *cache_);
 }
 
-absl::Status SpeedRunner::Prompt(std::vector<KvSequence>& sequences, size_t index,
-                                 int32_t tokens) {
+absl::Status SpeedRunner::Prompt(std::vector<KvSequence>& sequences, size_t index, int32_t tokens) {
   for (int32_t left = tokens; left > 0;) {
     const int32_t rows = std::min(left, chunk_);
     RETURN_IF_ERROR(Step(sequences, index, 1, rows, TokenRole::kPrompt, false));
@@ -81,8 +80,7 @@ absl::StatusOr<double> SpeedRunner::Measure(const SpeedTest& test) {
     if (test.role == TokenRole::kPrompt) {
       RETURN_IF_ERROR(Prompt(sequences, 0, test.rows));
     } else {
-      RETURN_IF_ERROR(
-          Step(sequences, 0, sequences.size(), test.rows, test.role, test.all_logits));
+      RETURN_IF_ERROR(Step(sequences, 0, sequences.size(), test.rows, test.role, test.all_logits));
     }
   }
   const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;

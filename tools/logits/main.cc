@@ -3,6 +3,7 @@
 // Reads sequences (sequences.h) on standard input. Writes one line of JSON (kernel configuration,
 // vocabulary size, rows), then the rows as little-endian float32 in the order of the sequences.
 // Exit status: 0, 3 when this processor lacks the kernels that were asked for, 1 for other errors.
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -11,8 +12,6 @@
 #include <memory>
 #include <string>
 #include <vector>
-
-#include <CLI/CLI.hpp>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -51,8 +50,8 @@ class SequenceRunner {
       const bool prompt = position < sequence.decode_from;
       const int32_t rows =
           prompt ? std::min(chunk_, std::min(count, sequence.decode_from) - position) : 1;
-      RETURN_IF_ERROR(Step(sequence, kv, position, rows,
-                           prompt ? TokenRole::kPrompt : TokenRole::kGenerated));
+      RETURN_IF_ERROR(
+          Step(sequence, kv, position, rows, prompt ? TokenRole::kPrompt : TokenRole::kGenerated));
       position += rows;
     }
     cache_.Release(kv);
@@ -106,9 +105,9 @@ absl::Status WriteLogits(const LogitsOptions& options) {
     rows += count - sequence.logits_from;
   }
   const KvShape shape = model->kv_shape();
-  ASSIGN_OR_RETURN(const std::unique_ptr<KvCache> cache,
-                   KvCache::Create(shape, static_cast<int64_t>(shape.PageBytes()) *
-                                              KvCache::PagesFor(longest)));
+  ASSIGN_OR_RETURN(
+      const std::unique_ptr<KvCache> cache,
+      KvCache::Create(shape, static_cast<int64_t>(shape.PageBytes()) * KvCache::PagesFor(longest)));
   std::cout << "{\"kernels\": \"" << model->kernel_configuration()
             << "\", \"vocabulary\": " << config.vocabulary_size << ", \"rows\": " << rows
             << ", \"threads\": " << pool.size() << ", \"chunk\": " << options.chunk << "}"

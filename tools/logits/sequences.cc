@@ -16,8 +16,7 @@ absl::Status LineError(int line, const std::string& what) {
 
 }  // namespace
 
-absl::StatusOr<std::vector<LogitSequence>> ReadSequences(std::istream& in,
-                                                         int32_t vocabulary_size,
+absl::StatusOr<std::vector<LogitSequence>> ReadSequences(std::istream& in, int32_t vocabulary_size,
                                                          int32_t context_length) {
   std::vector<LogitSequence> sequences;
   std::string text;
@@ -41,13 +40,13 @@ absl::StatusOr<std::vector<LogitSequence>> ReadSequences(std::istream& in,
       return LineError(line, absl::StrCat(count, " tokens, the context holds ", context_length));
     }
     if (static_cast<size_t>(sequence.logits_from) >= count) {
-      return LineError(line, absl::StrCat("logits_from ", sequence.logits_from, " of ", count,
-                                          " tokens"));
+      return LineError(
+          line, absl::StrCat("logits_from ", sequence.logits_from, " of ", count, " tokens"));
     }
     for (const TokenId token : sequence.tokens) {
       if (token >= vocabulary_size) {
-        return LineError(line, absl::StrCat("token ", token, ", the vocabulary has ",
-                                            vocabulary_size));
+        return LineError(line,
+                         absl::StrCat("token ", token, ", the vocabulary has ", vocabulary_size));
       }
     }
     sequences.push_back(std::move(sequence));

@@ -19,8 +19,7 @@ struct LogitSequence {
 
 // A line each: `logits_from decode_from token token ...`; blank lines are skipped.
 // INVALID_ARGUMENT naming the line, the field, the limit and the value.
-absl::StatusOr<std::vector<LogitSequence>> ReadSequences(std::istream& in,
-                                                         int32_t vocabulary_size,
+absl::StatusOr<std::vector<LogitSequence>> ReadSequences(std::istream& in, int32_t vocabulary_size,
                                                          int32_t context_length);
 
 }  // namespace cogumi
