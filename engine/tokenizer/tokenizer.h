@@ -1,5 +1,6 @@
 // Byte-level BPE of GGUF vocabularies (tokenizer.ggml.model = "gpt2") with the pre-tokenizers
-// `smollm`, `llama-bpe` and `gpt-2`. The ids equal those of the `tokenizers` library.
+// `smollm`, `llama-bpe` and `gpt-2`. The ids equal those of the `tokenizers` library. A model without
+// a vocabulary ("no_vocab") has a tokenizer that knows ids only: it drops all bytes of a text.
 #pragma once
 
 #include <cstdint>
@@ -35,8 +36,9 @@ class Tokenizer {
   virtual std::string_view TokenBytes(TokenId id, bool special) const = 0;
 
   virtual int32_t VocabularySize() const = 0;
+  // Control, unknown and unused tokens: they stand for no text.
   virtual bool IsControl(TokenId id) const = 0;
-  // -1 when absent.
+  // A control or user-defined token by its name, else a normal one by its bytes; -1 when absent.
   virtual TokenId FindToken(std::string_view text) const = 0;
   virtual TokenId bos() const = 0;   // -1 when the model has none
   virtual bool add_bos() const = 0;  // tokenizer.ggml.add_bos_token
