@@ -29,8 +29,8 @@ class ChatTemplate {
   virtual absl::StatusOr<Tokenizer::Encoded> Render(const std::vector<Message>& messages,
                                                     const Tokenizer& tokenizer) const = 0;
   virtual std::string_view name() const = 0;
-  // SHA-256 of the template text, lower-case hex; of the override's name when the file's own text is
-  // not of that family; empty without either.
+  // SHA-256 of the template text, lower-case hex; of the override's name when the file's own text
+  // is not of that family; empty without either.
   virtual const std::string& digest() const = 0;
 };
 

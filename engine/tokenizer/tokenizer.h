@@ -1,6 +1,6 @@
 // Byte-level BPE of GGUF vocabularies (tokenizer.ggml.model = "gpt2") with the pre-tokenizers
-// `smollm`, `llama-bpe` and `gpt-2`. The ids equal those of the `tokenizers` library. A model without
-// a vocabulary ("no_vocab") has a tokenizer that knows ids only: it drops all bytes of a text.
+// `smollm`, `llama-bpe` and `gpt-2`. The ids equal those of the `tokenizers` library. A model
+// without a vocabulary ("no_vocab") has a tokenizer that knows ids only: it drops a text's bytes.
 #pragma once
 
 #include <cstdint>
