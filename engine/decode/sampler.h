@@ -2,9 +2,9 @@
 //
 // Order: logit bias (added), repetition penalty (positive logits divided by it, others multiplied;
 // tokens of the prompt and the answer), presence and frequency penalty (subtracted; tokens of the
-// answer), temperature, top-k, top-p (of what top-k left, renormalised), min-p (relative to the most
-// likely token), draw. Equal logits rank by lowest id. Temperature 0 takes the largest logit after
-// bias and penalties. A draw is a function of seed, position and logits alone.
+// answer), temperature, top-k, top-p (of what top-k left, renormalised), min-p (relative to the
+// most likely token), draw. Equal logits rank by lowest id. Temperature 0 takes the largest logit
+// after bias and penalties. A draw is a function of seed, position and logits alone.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,8 @@ class Sampler {
           int32_t vocabulary);
 
   // Chooses the token of `position` from logits [vocabulary] and describes it (without bytes).
-  // INTERNAL when the logits are not finite. Says nothing to Accept by itself.
+  // INTERNAL when the logits are not finite. The penalties do not
+  // count it before Accept.
   absl::StatusOr<TokenInfo> Sample(const float* logits, const LogitSummary& summary,
                                    int64_t position, SamplerScratch& scratch) const;
 

@@ -15,8 +15,6 @@ class Utf8Assembler {
   // The end of the bytes: what is held back becomes one U+FFFD.
   void Flush(std::string& text);
 
-  bool pending() const { return have_ > 0; }
-
  private:
   void AppendByte(unsigned char byte, std::string& text);
 

@@ -3,9 +3,9 @@
 //
 // Continuous batching: a request joins between steps as soon as a place and its pages are free.
 // A step holds one row of every decoding sequence and at most prefill_chunk rows of prompts, in
-// order of priority, then arrival; short prompts pass beside a long one. When pages run out, the last sequence in that order gives all of
-// its pages back and waits; later its tokens are computed again in their old roles, so its answer
-// does not change (preemption by recompute).
+// order of priority, then arrival; short prompts pass beside a long one. When pages run out, the
+// last sequence in that order gives all of its pages back and waits; later its tokens are computed
+// again in their old roles, so its answer does not change (preemption by recompute).
 //
 // A step: Plan, the model's Forward, Sample, Commit. Submit and Cancel may come at any time between
 // those calls; together with Plan, Commit and the rest they are serialised by the caller. Sample

@@ -63,7 +63,8 @@ class RandomRun {
 
   void Submit() {
     GenerationRequest request;
-    request.tokens = PromptOf(static_cast<size_t>(1 + Below(Below(4) == 0 ? 150 : 30)), Below(1000));
+    const int length = 1 + Below(Below(4) == 0 ? 150 : 30);
+    request.tokens = PromptOf(static_cast<size_t>(length), Below(1000));
     if (Below(40) == 0) request.tokens.back() = kFakePoison;
     request.priority = Below(3) == 0 ? Below(5) - 2 : 0;
     if (Below(6) == 0) request.deadline = harness_.now + Below(30);
