@@ -11,6 +11,7 @@
 #include "cogumi/v1/router.grpc.pb.h"
 #include "engine/core/clock.h"
 #include "services/common/status.h"
+#include "services/gateway/health_watch.h"
 
 namespace cogumi::gateway {
 namespace {
@@ -116,17 +117,17 @@ class UnaryCall : public BackendCall {
 
 class GrpcBackends : public Backends {
  public:
-  GrpcBackends(std::shared_ptr<grpc::Channel> decoder, std::shared_ptr<grpc::Channel> router,
-               std::shared_ptr<grpc::Channel> modifiers, const Clock& clock)
+  GrpcBackends(BackendChannel decoder, BackendChannel router, BackendChannel modifiers,
+               const Clock& clock)
       : clock_(clock),
-        decoder_channel_(std::move(decoder)),
         router_channel_(std::move(router)),
         modifiers_channel_(std::move(modifiers)),
-        decoder_(v1::DecoderService::NewStub(decoder_channel_)) {
-    if (router_channel_ == nullptr) return;
-    router_ = v1::RouterService::NewStub(router_channel_);
-    escalation_ = v1::EscalationService::NewStub(router_channel_);
-    confidence_ = v1::ConfidenceService::NewStub(router_channel_);
+        decoder_(v1::DecoderService::NewStub(decoder.channel)),
+        decoder_health_(std::move(decoder.channel)) {
+    if (router_channel_.channel == nullptr) return;
+    router_ = v1::RouterService::NewStub(router_channel_.channel);
+    escalation_ = v1::EscalationService::NewStub(router_channel_.channel);
+    confidence_ = v1::ConfidenceService::NewStub(router_channel_.channel);
   }
 
   std::shared_ptr<BackendCall> Generate(const services::RequestContext& context,
@@ -172,40 +173,38 @@ class GrpcBackends : public Backends {
 
   bool has_router() const override { return router_ != nullptr; }
 
-  bool DecoderReady() override { return IsReady(*decoder_channel_); }
+  bool DecoderReady() override { return decoder_health_.serving(); }
 
   std::vector<std::pair<std::string, bool>> Reachable() override {
-    std::vector<std::pair<std::string, bool>> services = {
-        {"decoder", IsReady(*decoder_channel_)}};
-    if (router_channel_ != nullptr) services.emplace_back("router", IsReady(*router_channel_));
-    if (modifiers_channel_ != nullptr) {
-      services.emplace_back("modifiers", IsReady(*modifiers_channel_));
+    std::vector<std::pair<std::string, bool>> services = {{"decoder", decoder_health_.serving()}};
+    for (const auto& [name, end] :
+         {std::pair("router", &router_channel_), std::pair("modifiers", &modifiers_channel_)}) {
+      if (end->channel != nullptr) services.emplace_back(name, IsReady(*end));
     }
     return services;
   }
 
  private:
   // An idle channel connects when asked, so that a service that came up later is found.
-  static bool IsReady(grpc::Channel& channel) {
-    return channel.GetState(/*try_to_connect=*/true) == GRPC_CHANNEL_READY;
+  static bool IsReady(const BackendChannel& end) {
+    return end.in_process ||
+           end.channel->GetState(/*try_to_connect=*/true) == GRPC_CHANNEL_READY;
   }
 
   const Clock& clock_;
-  const std::shared_ptr<grpc::Channel> decoder_channel_;
-  const std::shared_ptr<grpc::Channel> router_channel_;
-  const std::shared_ptr<grpc::Channel> modifiers_channel_;
+  const BackendChannel router_channel_;
+  const BackendChannel modifiers_channel_;
   const std::unique_ptr<v1::DecoderService::Stub> decoder_;
   std::unique_ptr<v1::RouterService::Stub> router_;
   std::unique_ptr<v1::EscalationService::Stub> escalation_;
   std::unique_ptr<v1::ConfidenceService::Stub> confidence_;
+  HealthWatch decoder_health_;
 };
 
 }  // namespace
 
-std::shared_ptr<Backends> MakeGrpcBackends(std::shared_ptr<grpc::Channel> decoder,
-                                           std::shared_ptr<grpc::Channel> router,
-                                           std::shared_ptr<grpc::Channel> modifiers,
-                                           const Clock& clock) {
+std::shared_ptr<Backends> MakeGrpcBackends(BackendChannel decoder, BackendChannel router,
+                                           BackendChannel modifiers, const Clock& clock) {
   return std::make_shared<GrpcBackends>(std::move(decoder), std::move(router),
                                         std::move(modifiers), clock);
 }

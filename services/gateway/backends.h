@@ -68,17 +68,22 @@ class Backends {
 
   // False without a router: requests are then neither routed nor assessed.
   virtual bool has_router() const = 0;
-  // Whether the decoder can be reached now.
+  // Whether the decoder can be reached and says that it serves.
   virtual bool DecoderReady() = 0;
   // The services behind, by name, and whether each can be reached now.
   virtual std::vector<std::pair<std::string, bool>> Reachable() = 0;
 };
 
-// `router` and `modifiers` may be null. UNAVAILABLE statuses without our details (gRPC's own, which name internal
-// addresses) are replaced by one that says which service is out of reach.
-std::shared_ptr<Backends> MakeGrpcBackends(std::shared_ptr<grpc::Channel> decoder,
-                                           std::shared_ptr<grpc::Channel> router,
-                                           std::shared_ptr<grpc::Channel> modifiers,
-                                           const Clock& clock);
+struct BackendChannel {
+  std::shared_ptr<grpc::Channel> channel;
+  // Such channels have no state of connection: what is at their end is always there.
+  bool in_process = false;
+};
+
+// The channels of `router` and `modifiers` may be null. UNAVAILABLE statuses without our details
+// (gRPC's own, which name internal addresses) are replaced by one that says which service is out of
+// reach.
+std::shared_ptr<Backends> MakeGrpcBackends(BackendChannel decoder, BackendChannel router,
+                                           BackendChannel modifiers, const Clock& clock);
 
 }  // namespace cogumi::gateway

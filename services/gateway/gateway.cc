@@ -61,18 +61,15 @@ class RunningGateway : public Gateway {
                               .kept_turns = config_.session_turns,
                               .ttl_seconds = config_.session_ttl,
                               .clock = &clock_}));
-    std::shared_ptr<grpc::Channel> decoder = channels.decoder;
-    if (decoder == nullptr) decoder = services::MakeChannel(config_.decoder);
-    std::shared_ptr<grpc::Channel> router = channels.router;
-    if (router == nullptr && !config_.router.empty()) {
-      router = services::MakeChannel(config_.router);
-    }
-    std::shared_ptr<grpc::Channel> modifiers = channels.modifiers;
-    if (modifiers == nullptr && !config_.modifiers.empty()) {
-      modifiers = services::MakeChannel(config_.modifiers);
-    }
-    backends_ =
-        MakeGrpcBackends(std::move(decoder), std::move(router), std::move(modifiers), clock_);
+    // Channels that are handed over are those of services in this process.
+    const auto dial = [](const std::shared_ptr<grpc::Channel>& given, const std::string& address) {
+      if (given != nullptr) return BackendChannel{given, /*in_process=*/true};
+      if (address.empty()) return BackendChannel{};
+      return BackendChannel{services::MakeChannel(address), /*in_process=*/false};
+    };
+    backends_ = MakeGrpcBackends(dial(channels.decoder, config_.decoder),
+                                 dial(channels.router, config_.router),
+                                 dial(channels.modifiers, config_.modifiers), clock_);
     reachability_ = MakeReachabilityCollector(backends_);
     runtime_.metrics->Add(reachability_);
     models_ = std::make_unique<ModelCatalogue>(*backends_, clock_);
@@ -200,6 +197,10 @@ void DeclareGatewayOptions(services::OptionSet& set, GatewayConfig* config) {
 absl::StatusOr<std::unique_ptr<Gateway>> StartGateway(const GatewayConfig& config,
                                                       const GatewayChannels& channels,
                                                       const Clock* clock) {
+  if (channels.decoder == nullptr && config.decoder.empty()) {
+    return absl::InvalidArgumentError("decoder: the address is empty, and there is no answer "
+                                      "without a decoder");
+  }
   TenantDirectory tenants = TenantDirectory::Open();
   if (config.tokens.empty()) {
     RETURN_IF_ERROR(CheckOpenAddresses(config));

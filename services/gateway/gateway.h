@@ -26,7 +26,7 @@ struct GatewayConfig {
 
   services::ServerOptions server;
   std::string http = "127.0.0.1:8080";  // host:port; "" for none
-  // Used when no channel is handed over.
+  // Addresses, used where no channel is handed over.
   std::string decoder = "127.0.0.1:7072";
   std::string router = "127.0.0.1:7071";     // "" for none
   std::string modifiers = "127.0.0.1:7073";  // "" for none; only its reachability is watched yet
@@ -51,9 +51,10 @@ void DeclareGatewayOptions(services::OptionSet& set, GatewayConfig* config);
 // $XDG_DATA_HOME/cogumi/sessions.db, or below $HOME/.local/share.
 std::string DefaultSessionsPath();
 
+// In-process channels; what is null is dialled by its address in the configuration.
 struct GatewayChannels {
-  std::shared_ptr<grpc::Channel> decoder;  // null: dial config.decoder
-  std::shared_ptr<grpc::Channel> router;   // null: dial config.router
+  std::shared_ptr<grpc::Channel> decoder;
+  std::shared_ptr<grpc::Channel> router;
   std::shared_ptr<grpc::Channel> modifiers;
 };
 
