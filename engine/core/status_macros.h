@@ -10,11 +10,11 @@
 #define COGUMI_CONCAT(a, b) COGUMI_CONCAT_INNER(a, b)
 
 // Returns from the function when `expr` is not OK.
-#define RETURN_IF_ERROR(expr)                          \
-  do {                                                 \
-    if (auto status_ = (expr); !status_.ok()) {        \
-      return status_;                                  \
-    }                                                  \
+#define RETURN_IF_ERROR(expr)                   \
+  do {                                          \
+    if (auto status_ = (expr); !status_.ok()) { \
+      return status_;                           \
+    }                                           \
   } while (false)
 
 // ASSIGN_OR_RETURN(auto x, F()): x is the value, or the function returns the error.

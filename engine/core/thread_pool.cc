@@ -72,7 +72,6 @@ void ThreadPool::WaitForJob(uint32_t seen) {
   sleeping_.fetch_add(1, std::memory_order_seq_cst);
   wake_.wait(lock, [&] { return generation_.load(std::memory_order_seq_cst) != seen; });
   sleeping_.fetch_sub(1, std::memory_order_seq_cst);
-
 }
 
 void ThreadPool::Worker(int index) {

@@ -15,14 +15,14 @@ struct Activations {
   bool want_quantised = false;
   bool want_f32 = false;
 
-  int8_t* codes = nullptr;       // [blocks][code_stride bytes]
-  float* scale = nullptr;        // [blocks][row_stride]
-  float* scaled_sum = nullptr;   // scale * sum of codes
-  int32_t* sum = nullptr;        // sum of the 32 codes
-  int32_t* half_sum = nullptr;   // sum of the first 16 codes
-  size_t code_stride = 0;        // bytes between blocks; padded so that blocks do not share sets
-  size_t row_stride = 0;         // entries between blocks
-  float* f32 = nullptr;          // [rows][inputs]
+  int8_t* codes = nullptr;      // [blocks][code_stride bytes]
+  float* scale = nullptr;       // [blocks][row_stride]
+  float* scaled_sum = nullptr;  // scale * sum of codes
+  int32_t* sum = nullptr;       // sum of the 32 codes
+  int32_t* half_sum = nullptr;  // sum of the first 16 codes
+  size_t code_stride = 0;       // bytes between blocks; padded so that blocks do not share sets
+  size_t row_stride = 0;        // entries between blocks
+  float* f32 = nullptr;         // [rows][inputs]
 
   int BytesPerRow() const { return int16 ? 64 : 32; }
 };

@@ -137,10 +137,9 @@ struct FusedOps {
       const AttentionItem& item = a.items[i];
       for (int r = 0; r < item.rows; ++r) {
         const QueryVector next{item.first_row + r, item.head};
-        const bool joins =
-            count > 0 && count < T::kAttendVectors &&
-            a.context[next.row].pages == a.context[vectors[0].row].pages &&
-            next.head / group == vectors[0].head / group;
+        const bool joins = count > 0 && count < T::kAttendVectors &&
+                           a.context[next.row].pages == a.context[vectors[0].row].pages &&
+                           next.head / group == vectors[0].head / group;
         if (!joins) flush();
         vectors[count++] = next;
       }
@@ -192,16 +191,17 @@ struct FusedOps {
         const int n = a.rows - r0 < kTileRows ? a.rows - r0 : kTileRows;
         T::MatmulTile(*a.w, p, *a.in, r0, n, tile);
         for (int r = 0; r < n; ++r) {
-          std::memcpy(a.logits + static_cast<size_t>(r0 + r) * static_cast<size_t>(a.w->rows) + first,
-                      tile + r * kPanelRows, static_cast<size_t>(count) * sizeof(float));
+          std::memcpy(
+              a.logits + static_cast<size_t>(r0 + r) * static_cast<size_t>(a.w->rows) + first,
+              tile + r * kPanelRows, static_cast<size_t>(count) * sizeof(float));
         }
       }
     }
   }
 
   static constexpr KernelTable Table(const char* name) {
-    return {name,           NormQuantise, QkvRopeAppend, PagedAttention, ProjectResidual,
-            GateUpSwiglu,   Head,         T::Summarise};
+    return {name,         NormQuantise, QkvRopeAppend, PagedAttention, ProjectResidual,
+            GateUpSwiglu, Head,         T::Summarise};
   }
 };
 

@@ -47,19 +47,17 @@ struct Avx2 {
   static F Div(F a, F b) { return _mm256_div_ps(a, b); }
   static F Max(F a, F b) { return _mm256_max_ps(a, b); }
   static F Min(F a, F b) { return _mm256_min_ps(a, b); }
-  static F Round(F a) {
-    return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  }
+  static F Round(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static F Exp2Int(F n) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(
-        _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+    return _mm256_castsi256_ps(
+        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
   }
   static F KeepFirst(F v, int n, float other) {
     return _mm256_blendv_ps(_mm256_set1_ps(other), v, _mm256_castsi256_ps(First(n)));
   }
   static F Without(F v, int lane) {
-    const __m256i at = _mm256_cmpeq_epi32(_mm256_set1_epi32(lane),
-                                          _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    const __m256i at =
+        _mm256_cmpeq_epi32(_mm256_set1_epi32(lane), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
     return _mm256_blendv_ps(v, _mm256_set1_ps(-INFINITY), _mm256_castsi256_ps(at));
   }
   static float ReduceAdd(F v) {
@@ -101,8 +99,7 @@ __attribute__((always_inline)) inline void Dot(const uint8_t* record, const int8
         const __m256i w = load(record + t * 64 + h * 32);
         sum[h] = _mm256_add_epi16(sum[h], _mm256_maddubs_epi16(_mm256_and_si256(w, nibble), b));
         sum[2 + h] = _mm256_add_epi16(
-            sum[2 + h],
-            _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(w, 4), nibble), b));
+            sum[2 + h], _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(w, 4), nibble), b));
       }
     }
     for (int v = 0; v < 4; ++v) dot[v] = _mm256_madd_epi16(sum[v], ones);
@@ -218,9 +215,9 @@ struct Avx2Tier : SimdOps<Avx2> {
 
   static void StoreBlock(Activations& a, int block, int row, const float* v, int n) {
     if (a.want_f32) {
-      std::memcpy(a.f32 + static_cast<size_t>(row) * static_cast<size_t>(a.inputs) +
-                      block * kBlockInputs,
-                  v, static_cast<size_t>(n) * sizeof(float));
+      std::memcpy(
+          a.f32 + static_cast<size_t>(row) * static_cast<size_t>(a.inputs) + block * kBlockInputs,
+          v, static_cast<size_t>(n) * sizeof(float));
     }
     if (!a.want_quantised) return;
     __m256 x[4];

@@ -15,8 +15,9 @@ struct Avx512 {
   static constexpr int kAttentionVecs = 4;
 
   static __mmask16 First(int n) {
-    return n >= 16 ? static_cast<__mmask16>(0xFFFF)
-                   : n <= 0 ? static_cast<__mmask16>(0) : static_cast<__mmask16>((1u << n) - 1);
+    return n >= 16  ? static_cast<__mmask16>(0xFFFF)
+           : n <= 0 ? static_cast<__mmask16>(0)
+                    : static_cast<__mmask16>((1u << n) - 1);
   }
   static F Zero() { return _mm512_setzero_ps(); }
   static F Set(float x) { return _mm512_set1_ps(x); }
@@ -112,10 +113,9 @@ __attribute__((always_inline)) inline __m512i Broadcast(const int8_t* p) {
 
 // U activation rows against one record; sums in `low` and `high` (rows 0-15 and 16-31).
 template <class Fmt, bool kMinimum, bool kInt16, int kGroup, int U>
-__attribute__((always_inline)) inline void Step(const typename Fmt::Record& w,
-                                                const Activations& a, size_t code_at,
-                                                size_t row_at, int zero, __m512* low,
-                                                __m512* high) {
+__attribute__((always_inline)) inline void Step(const typename Fmt::Record& w, const Activations& a,
+                                                size_t code_at, size_t row_at, int zero,
+                                                __m512* low, __m512* high) {
   constexpr int kBytes = kInt16 ? 64 : 32;
   constexpr int kTiles = kGroup / 4;
   const int8_t* x = a.codes + code_at;
@@ -161,12 +161,13 @@ __attribute__((always_inline)) inline void Step(const typename Fmt::Record& w,
         q[u] = _mm512_sub_epi32(q[u], shift);
       }
       const __m512 scale = _mm512_set1_ps(a.scale[at]);
-      low[u] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(p[u]), scale), w.scale[g][0], low[u]);
+      low[u] =
+          _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(p[u]), scale), w.scale[g][0], low[u]);
       high[u] =
           _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(q[u]), scale), w.scale[g][1], high[u]);
       if constexpr (kMinimum) {
-        const __m512 total = _mm512_set1_ps(
-            kGroup == 16 ? a.scale[at] * static_cast<float>(sum) : a.scaled_sum[at]);
+        const __m512 total =
+            _mm512_set1_ps(kGroup == 16 ? a.scale[at] * static_cast<float>(sum) : a.scaled_sum[at]);
         low[u] = _mm512_fmadd_ps(w.minimum[g][0], total, low[u]);
         high[u] = _mm512_fmadd_ps(w.minimum[g][1], total, high[u]);
       }
@@ -210,9 +211,10 @@ struct Matmul {
   }
 
   template <int U>
-  static __attribute__((always_inline)) inline void StepInMemory(
-      const typename Fmt::Record& record, const Activations& a, size_t code_at, size_t row_at,
-      int zero, float* tile) {
+  static __attribute__((always_inline)) inline void StepInMemory(const typename Fmt::Record& record,
+                                                                 const Activations& a,
+                                                                 size_t code_at, size_t row_at,
+                                                                 int zero, float* tile) {
     __m512 low[U];
     __m512 high[U];
 #pragma GCC unroll 4
@@ -229,8 +231,8 @@ struct Matmul {
   }
 
   // Many rows: a record's weights stay in registers, sums in L1.
-  static __attribute__((noinline)) void Many(const PackedMatrix& w, int panel,
-                                             const Activations& a, int row, int n, float* tile) {
+  static __attribute__((noinline)) void Many(const PackedMatrix& w, int panel, const Activations& a,
+                                             int row, int n, float* tile) {
     const uint8_t* p = w.Panel(panel);
     const int blocks = w.inputs / kBlockInputs;
     const int zero = w.format.zero;
@@ -254,10 +256,17 @@ struct Matmul {
       const size_t code = code_at + static_cast<size_t>(c) * kBytes;
       const size_t at = row_at + static_cast<size_t>(c);
       switch (n - c) {
-        case 1: StepInMemory<1>(record, a, code, at, zero, tile + c * 32); break;
-        case 2: StepInMemory<2>(record, a, code, at, zero, tile + c * 32); break;
-        case 3: StepInMemory<3>(record, a, code, at, zero, tile + c * 32); break;
-        default: break;
+        case 1:
+          StepInMemory<1>(record, a, code, at, zero, tile + c * 32);
+          break;
+        case 2:
+          StepInMemory<2>(record, a, code, at, zero, tile + c * 32);
+          break;
+        case 3:
+          StepInMemory<3>(record, a, code, at, zero, tile + c * 32);
+          break;
+        default:
+          break;
       }
       code_at += a.code_stride;
       row_at += a.row_stride;
@@ -267,11 +276,16 @@ struct Matmul {
   static void Run(const PackedMatrix& w, int panel, const Activations& a, int row, int n,
                   float* tile) {
     switch (n) {
-      case 1: return Few<1>(w, panel, a, row, tile);
-      case 2: return Few<2>(w, panel, a, row, tile);
-      case 3: return Few<3>(w, panel, a, row, tile);
-      case 4: return Few<4>(w, panel, a, row, tile);
-      default: return Many(w, panel, a, row, n, tile);
+      case 1:
+        return Few<1>(w, panel, a, row, tile);
+      case 2:
+        return Few<2>(w, panel, a, row, tile);
+      case 3:
+        return Few<3>(w, panel, a, row, tile);
+      case 4:
+        return Few<4>(w, panel, a, row, tile);
+      default:
+        return Many(w, panel, a, row, n, tile);
     }
   }
 };
@@ -306,14 +320,13 @@ struct Avx512Vnni : SimdOps<Avx512> {
     const __m512 x = Avx512::LoadN(v, n);
     const __m512 y = Avx512::LoadN(v + 16, n - 16);
     if (a.want_f32) {
-      float* out = a.f32 + static_cast<size_t>(row) * static_cast<size_t>(a.inputs) +
-                   block * kBlockInputs;
+      float* out =
+          a.f32 + static_cast<size_t>(row) * static_cast<size_t>(a.inputs) + block * kBlockInputs;
       _mm512_mask_storeu_ps(out, Avx512::First(n), x);
       _mm512_mask_storeu_ps(out + 16, Avx512::First(n - 16), y);
     }
     if (!a.want_quantised) return;
-    const float largest =
-        _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(x), _mm512_abs_ps(y)));
+    const float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(x), _mm512_abs_ps(y)));
     // 32512 = 127 * 256: the high plane stays within int8 after rounding up the low one.
     const float top = a.int16 ? 32512.0f : 127.0f;
     const __m512 inverse = _mm512_set1_ps(largest > 0 ? top / largest : 0.0f);

@@ -20,9 +20,9 @@ struct Reference {
 
   static void StoreBlock(Activations& a, int block, int row, const float* v, int n) {
     if (a.want_f32) {
-      std::memcpy(a.f32 + static_cast<size_t>(row) * static_cast<size_t>(a.inputs) +
-                      block * kBlockInputs,
-                  v, static_cast<size_t>(n) * sizeof(float));
+      std::memcpy(
+          a.f32 + static_cast<size_t>(row) * static_cast<size_t>(a.inputs) + block * kBlockInputs,
+          v, static_cast<size_t>(n) * sizeof(float));
     }
     if (!a.want_quantised) return;
     float largest = 0;
@@ -153,8 +153,7 @@ struct Reference {
         data += static_cast<size_t>(m) * 32 * (f.kind == WeightKind::kF32 ? 4 : 2);
       }
       for (int c = 0; c < n; ++c) {
-        const float* x =
-            a.f32 + static_cast<size_t>(row + c) * static_cast<size_t>(a.inputs) + k0;
+        const float* x = a.f32 + static_cast<size_t>(row + c) * static_cast<size_t>(a.inputs) + k0;
         float* out = tile + c * 32;
         for (int i = 0; i < m; ++i) {
           for (int r = 0; r < 32; ++r) out[r] += x[i] * weights[i * 32 + r];
@@ -199,8 +198,8 @@ struct Reference {
     float running_sum = 0;
     float p[kAttentionChunk];
     for (int k0 = 0; k0 <= context.position; k0 += kAttentionChunk) {
-      const int n = context.position + 1 - k0 < kAttentionChunk ? context.position + 1 - k0
-                                                                : kAttentionChunk;
+      const int n =
+          context.position + 1 - k0 < kAttentionChunk ? context.position + 1 - k0 : kAttentionChunk;
       float largest = -INFINITY;
       for (int k = 0; k < n; ++k) {
         const std::byte* page = context.pages[(k0 + k) / 64] + a.kv.layer_offset;

@@ -45,9 +45,9 @@ struct QkvRopeAppendArgs {
   const PackedMatrix* wv = nullptr;
   const Activations* in = nullptr;
   int rows = 0;
-  float* q = nullptr;               // [rows][heads * head_dim]
+  float* q = nullptr;                   // [rows][heads * head_dim]
   const RowContext* context = nullptr;  // [rows]
-  const float* cosine = nullptr;    // [rows][rope_dim / 2]
+  const float* cosine = nullptr;        // [rows][rope_dim / 2]
   const float* sine = nullptr;
   int rope_dim = 0;
   KvLayout kv;
@@ -64,8 +64,8 @@ struct AttentionItem {
 // positions, merged in order (online softmax, Milakov and Gimelshein 2018, arXiv:1805.02867).
 inline constexpr int kAttentionChunk = 256;
 struct PagedAttentionArgs {
-  const float* q = nullptr;    // [rows][heads * head_dim], scaled
-  float* out = nullptr;        // [rows][heads * head_dim]
+  const float* q = nullptr;  // [rows][heads * head_dim], scaled
+  float* out = nullptr;      // [rows][heads * head_dim]
   const RowContext* context = nullptr;
   const AttentionItem* items = nullptr;
   int heads = 0;

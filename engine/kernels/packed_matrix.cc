@@ -26,14 +26,16 @@ void UnpackRow(const PackedMatrix& matrix, int row, float* out) {
   const int r = row % kPanelRows;
   if (f.kind == WeightKind::kF32) {
     for (int k = 0; k < matrix.inputs; ++k) {
-      std::memcpy(out + k, panel + 4 * (static_cast<size_t>(k) * kPanelRows + static_cast<size_t>(r)), 4);
+      std::memcpy(out + k,
+                  panel + 4 * (static_cast<size_t>(k) * kPanelRows + static_cast<size_t>(r)), 4);
     }
     return;
   }
   if (f.kind != WeightKind::kQuantised) {
     for (int k = 0; k < matrix.inputs; ++k) {
       uint16_t bits;
-      std::memcpy(&bits, panel + 2 * (static_cast<size_t>(k) * kPanelRows + static_cast<size_t>(r)), 2);
+      std::memcpy(&bits, panel + 2 * (static_cast<size_t>(k) * kPanelRows + static_cast<size_t>(r)),
+                  2);
       out[k] = f.kind == WeightKind::kF16 ? HalfToFloat(bits) : Bf16ToFloat(bits);
     }
     return;
@@ -53,10 +55,9 @@ void UnpackRow(const PackedMatrix& matrix, int row, float* out) {
       const int g = i / f.group;
       const float scale = LoadScale(scales, f.f32_scales, g * 32 + r);
       out[b * kBlockInputs + i] =
-          f.has_minimum
-              ? scale * static_cast<float>(code) +
-                    LoadScale(scales + f.ScaleBytes(), f.f32_scales, g * 32 + r)
-              : scale * static_cast<float>(code - f.zero);
+          f.has_minimum ? scale * static_cast<float>(code) +
+                              LoadScale(scales + f.ScaleBytes(), f.f32_scales, g * 32 + r)
+                        : scale * static_cast<float>(code - f.zero);
     }
   }
 }

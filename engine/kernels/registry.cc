@@ -53,13 +53,13 @@ absl::StatusOr<const KernelTable*> SelectKernels(std::string_view name) {
     known.emplace_back(table.name);
     if (wanted != table.name) continue;
     if (!tier.supported()) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "kernels: this CPU cannot run '", wanted, "' (it has ", CpuFeatures(), ")"));
+      return absl::FailedPreconditionError(
+          absl::StrCat("kernels: this CPU cannot run '", wanted, "' (it has ", CpuFeatures(), ")"));
     }
     return &table;
   }
-  return absl::InvalidArgumentError(absl::StrCat("kernels: unknown tier '", wanted,
-                                                 "'; known: ", absl::StrJoin(known, ", ")));
+  return absl::InvalidArgumentError(
+      absl::StrCat("kernels: unknown tier '", wanted, "'; known: ", absl::StrJoin(known, ", ")));
 }
 
 std::string CpuFeatures() {

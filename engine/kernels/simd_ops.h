@@ -89,8 +89,8 @@ struct SimdOps {
         }
       }
       for (int u = 0; u < U; ++u) {
-        const F value = S::Set(x[static_cast<size_t>(u) * static_cast<size_t>(a.inputs) +
-                                 static_cast<size_t>(k)]);
+        const F value = S::Set(
+            x[static_cast<size_t>(u) * static_cast<size_t>(a.inputs) + static_cast<size_t>(k)]);
         for (int v = 0; v < kVecs; ++v) sum[u][v] = S::Fma(weight[v], value, sum[u][v]);
       }
     }
@@ -162,8 +162,7 @@ struct SimdOps {
     for (int k0 = 0; k0 <= last; k0 += kAttentionChunk) {
       const int n = last + 1 - k0 < kAttentionChunk ? last + 1 - k0 : kAttentionChunk;
       for (int j = 0; j < n; j += kVecs * kLanes) {  // divides 64: never leaves the page
-        const std::byte* keys =
-            pages[(k0 + j) / 64] + a.kv.layer_offset + head * a.kv.head_bytes;
+        const std::byte* keys = pages[(k0 + j) / 64] + a.kv.layer_offset + head * a.kv.head_bytes;
         F score[N][kVecs];
         for (int v = 0; v < N; ++v) {
           for (int i = 0; i < kVecs; ++i) score[v][i] = S::Zero();
@@ -241,7 +240,8 @@ struct SimdOps {
       }
     }
     for (int v = 0; v < N; ++v) {
-      float* o = a.out + static_cast<size_t>(vectors[v].row) * static_cast<size_t>(a.heads * head_dim) +
+      float* o = a.out +
+                 static_cast<size_t>(vectors[v].row) * static_cast<size_t>(a.heads * head_dim) +
                  static_cast<size_t>(vectors[v].head * head_dim);
       const float inverse = 1.0f / running_sum[v];
       for (int d = 0; d < head_dim; ++d) o[d] = out[v][d] * inverse;
@@ -278,17 +278,25 @@ struct SimdOps {
     static_assert(kAttendVectors == 4);
     if (a.kv.f32) {
       switch (count) {
-        case 1: return AttendN<true, 1>(a, vectors);
-        case 2: return AttendN<true, 2>(a, vectors);
-        case 3: return AttendN<true, 3>(a, vectors);
-        default: return AttendN<true, 4>(a, vectors);
+        case 1:
+          return AttendN<true, 1>(a, vectors);
+        case 2:
+          return AttendN<true, 2>(a, vectors);
+        case 3:
+          return AttendN<true, 3>(a, vectors);
+        default:
+          return AttendN<true, 4>(a, vectors);
       }
     }
     switch (count) {
-      case 1: return AttendN<false, 1>(a, vectors);
-      case 2: return AttendN<false, 2>(a, vectors);
-      case 3: return AttendN<false, 3>(a, vectors);
-      default: return AttendN<false, 4>(a, vectors);
+      case 1:
+        return AttendN<false, 1>(a, vectors);
+      case 2:
+        return AttendN<false, 2>(a, vectors);
+      case 3:
+        return AttendN<false, 3>(a, vectors);
+      default:
+        return AttendN<false, 4>(a, vectors);
     }
   }
 

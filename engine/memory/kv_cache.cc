@@ -51,8 +51,7 @@ absl::Status KvCache::Extend(KvSequence& sequence, int32_t length) {
   const size_t need = static_cast<size_t>(PagesFor(length));
   // The page that the next token falls into, when it is partly filled and shared.
   const size_t tail = static_cast<size_t>(sequence.length / kKvPageTokens);
-  const bool copy_tail =
-      tail < have && references_[static_cast<size_t>(sequence.pages[tail])] > 1;
+  const bool copy_tail = tail < have && references_[static_cast<size_t>(sequence.pages[tail])] > 1;
   const size_t wanted = (need > have ? need - have : 0) + (copy_tail ? 1 : 0);
   if (wanted > free_.size()) {
     return absl::ResourceExhaustedError(

@@ -28,7 +28,9 @@ struct KvShape {
 
   size_t ElementBytes() const { return format == KvFormat::kF32 ? 4 : 2; }
   // Bytes of K (or V) of one page, layer and head.
-  size_t HeadBytes() const { return ElementBytes() * kKvPageTokens * static_cast<size_t>(head_dim); }
+  size_t HeadBytes() const {
+    return ElementBytes() * kKvPageTokens * static_cast<size_t>(head_dim);
+  }
   size_t PageBytes() const {
     return 2 * HeadBytes() * static_cast<size_t>(layers) * static_cast<size_t>(kv_heads);
   }
@@ -43,7 +45,8 @@ struct KvSequence {
 class KvCache {
  public:
   // RESOURCE_EXHAUSTED when the budget holds no page, naming both numbers.
-  static absl::StatusOr<std::unique_ptr<KvCache>> Create(const KvShape& shape, int64_t budget_bytes);
+  static absl::StatusOr<std::unique_ptr<KvCache>> Create(const KvShape& shape,
+                                                         int64_t budget_bytes);
   ~KvCache();
   KvCache(const KvCache&) = delete;
   KvCache& operator=(const KvCache&) = delete;

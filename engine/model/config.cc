@@ -30,8 +30,8 @@ absl::StatusOr<int32_t> IntOr(const GgufFile& file, const std::string& key, int6
   return Int(file, key, low, high);
 }
 
-absl::StatusOr<float> FloatOr(const GgufFile& file, const std::string& key, double low,
-                              double high, float fallback) {
+absl::StatusOr<float> FloatOr(const GgufFile& file, const std::string& key, double low, double high,
+                              float fallback) {
   if (!file.Has(key)) return fallback;
   ASSIGN_OR_RETURN(const double value, file.GetFloat(key));
   if (!(value > low && value <= high)) {  // false for NaN
@@ -45,8 +45,9 @@ absl::StatusOr<float> FloatOr(const GgufFile& file, const std::string& key, doub
 absl::StatusOr<ModelConfig> ModelConfig::FromGguf(const GgufFile& file) {
   ASSIGN_OR_RETURN(const std::string_view architecture, file.GetString("general.architecture"));
   if (architecture != "llama") {
-    return absl::UnimplementedError(absl::StrCat(
-        "general.architecture: '", std::string(architecture), "' is not supported; this engine runs 'llama'"));
+    return absl::UnimplementedError(absl::StrCat("general.architecture: '",
+                                                 std::string(architecture),
+                                                 "' is not supported; this engine runs 'llama'"));
   }
   if (file.Has("llama.expert_count")) {
     ASSIGN_OR_RETURN(const uint64_t experts, file.GetUint("llama.expert_count"));
@@ -91,14 +92,14 @@ absl::StatusOr<ModelConfig> ModelConfig::FromGguf(const GgufFile& file) {
     return BadKey("llama.attention.key_length", absl::StrCat(config.head_dim),
                   "an even number in [2, 512]");
   }
-  ASSIGN_OR_RETURN(config.rope_dim, IntOr(file, "llama.rope.dimension_count", 0, config.head_dim,
-                                          config.head_dim));
+  ASSIGN_OR_RETURN(config.rope_dim,
+                   IntOr(file, "llama.rope.dimension_count", 0, config.head_dim, config.head_dim));
   if (config.rope_dim % 2 != 0) {
     return BadKey("llama.rope.dimension_count", absl::StrCat(config.rope_dim), "even");
   }
   ASSIGN_OR_RETURN(config.context_length, Int(file, "llama.context_length", 2, 1 << 24));
-  ASSIGN_OR_RETURN(config.rms_epsilon, FloatOr(file, "llama.attention.layer_norm_rms_epsilon", 0,
-                                               1, 1e-5f));
+  ASSIGN_OR_RETURN(config.rms_epsilon,
+                   FloatOr(file, "llama.attention.layer_norm_rms_epsilon", 0, 1, 1e-5f));
   ASSIGN_OR_RETURN(config.rope_base, FloatOr(file, "llama.rope.freq_base", 0, 1e12, 10000.0f));
   ASSIGN_OR_RETURN(const GgufTensor* embedding, file.GetTensor("token_embd.weight"));
   const uint64_t vocabulary = embedding->Rows();
@@ -106,8 +107,8 @@ absl::StatusOr<ModelConfig> ModelConfig::FromGguf(const GgufFile& file) {
     return BadKey("token_embd.weight", absl::StrCat(vocabulary, " rows"), "in [1, 16777216]");
   }
   config.vocabulary_size = static_cast<int32_t>(vocabulary);
-  ASSIGN_OR_RETURN(const int32_t declared, IntOr(file, "llama.vocab_size", 1, 1 << 24,
-                                                 config.vocabulary_size));
+  ASSIGN_OR_RETURN(const int32_t declared,
+                   IntOr(file, "llama.vocab_size", 1, 1 << 24, config.vocabulary_size));
   if (declared != config.vocabulary_size) {
     return BadKey("llama.vocab_size", absl::StrCat(declared),
                   absl::StrCat("the ", config.vocabulary_size, " rows of token_embd.weight"));

@@ -19,7 +19,7 @@ struct ModelOptions {
   std::string kernels;  // see EngineOptions
   ActivationFormat activations = ActivationFormat::kInt16;
   KvFormat kv_format = KvFormat::kF16;
-  int32_t max_rows = 288;    // rows of a step, at most
+  int32_t max_rows = 288;  // rows of a step, at most
   int32_t max_logit_rows = 32;
 };
 

@@ -164,8 +164,11 @@ void PackFloatPanel(const std::byte* data, const PackedMatrix& m, size_t element
     for (int k = 0; k < m.inputs; ++k) {
       uint8_t* to = out + (static_cast<size_t>(k) * kPanelRows + static_cast<size_t>(r)) * element;
       if (row < m.rows) {
-        std::memcpy(to, data + (static_cast<size_t>(row) * static_cast<size_t>(m.inputs) +
-                                static_cast<size_t>(k)) * element, element);
+        std::memcpy(to,
+                    data + (static_cast<size_t>(row) * static_cast<size_t>(m.inputs) +
+                            static_cast<size_t>(k)) *
+                               element,
+                    element);
       } else {
         std::memset(to, 0, element);
       }
@@ -178,14 +181,22 @@ void PackFloatPanel(const std::byte* data, const PackedMatrix& m, size_t element
 WeightFormat PackedFormatOf(GgmlType type) {
   constexpr WeightKind kQuantised = WeightKind::kQuantised;
   switch (type) {
-    case GgmlType::kF32: return {.kind = WeightKind::kF32};
-    case GgmlType::kF16: return {.kind = WeightKind::kF16};
-    case GgmlType::kBF16: return {.kind = WeightKind::kBF16};
-    case GgmlType::kQ4_0: return {.kind = kQuantised, .bits = 4, .group = 32, .zero = 8};
-    case GgmlType::kQ4_1: return {.kind = kQuantised, .bits = 4, .group = 32, .has_minimum = true};
-    case GgmlType::kQ5_0: return {.kind = kQuantised, .bits = 8, .group = 32, .zero = 16};
-    case GgmlType::kQ5_1: return {.kind = kQuantised, .bits = 8, .group = 32, .has_minimum = true};
-    case GgmlType::kQ8_0: return {.kind = kQuantised, .bits = 8, .group = 32, .zero = 128};
+    case GgmlType::kF32:
+      return {.kind = WeightKind::kF32};
+    case GgmlType::kF16:
+      return {.kind = WeightKind::kF16};
+    case GgmlType::kBF16:
+      return {.kind = WeightKind::kBF16};
+    case GgmlType::kQ4_0:
+      return {.kind = kQuantised, .bits = 4, .group = 32, .zero = 8};
+    case GgmlType::kQ4_1:
+      return {.kind = kQuantised, .bits = 4, .group = 32, .has_minimum = true};
+    case GgmlType::kQ5_0:
+      return {.kind = kQuantised, .bits = 8, .group = 32, .zero = 16};
+    case GgmlType::kQ5_1:
+      return {.kind = kQuantised, .bits = 8, .group = 32, .has_minimum = true};
+    case GgmlType::kQ8_0:
+      return {.kind = kQuantised, .bits = 8, .group = 32, .zero = 128};
     case GgmlType::kQ4_K:
       return {.kind = kQuantised, .bits = 4, .group = 32, .has_minimum = true, .f32_scales = true};
     case GgmlType::kQ5_K:

@@ -23,10 +23,10 @@ struct StepSequence {
 };
 
 struct StepPlan {
-  std::vector<TokenId> tokens;         // [rows]
-  std::vector<TokenRole> roles;        // [rows]
+  std::vector<TokenId> tokens;          // [rows]
+  std::vector<TokenRole> roles;         // [rows]
   std::vector<StepSequence> sequences;  // in row order, covering all rows
-  std::vector<int32_t> logit_rows;     // ascending row indices whose logits are wanted
+  std::vector<int32_t> logit_rows;      // ascending row indices whose logits are wanted
 
   int32_t Rows() const { return static_cast<int32_t>(tokens.size()); }
 };

@@ -27,8 +27,7 @@ struct InputForms {
   bool quantised = false;
   bool f32 = false;
   void Add(const PackedMatrix& w, ActivationFormat format) {
-    const bool codes =
-        w.format.kind == WeightKind::kQuantised && format != ActivationFormat::kF32;
+    const bool codes = w.format.kind == WeightKind::kQuantised && format != ActivationFormat::kF32;
     (codes ? quantised : f32) = true;
   }
 };
@@ -316,9 +315,8 @@ class Transformer : public Model {
     const auto [begin, end] = pool_.Share(wanted * chunks, thread);
     for (int i = begin; i < end; ++i) {
       const int first = i % chunks * kSummaryChunk;
-      partials_[static_cast<size_t>(i)] =
-          kernels_.summarise(Logits(i / chunks), first,
-                             std::min(kSummaryChunk, config_.vocabulary_size - first));
+      partials_[static_cast<size_t>(i)] = kernels_.summarise(
+          Logits(i / chunks), first, std::min(kSummaryChunk, config_.vocabulary_size - first));
     }
   }
 
@@ -393,8 +391,9 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const GgufFile& file,
   // Float32 activations are the ruler's arithmetic, which only the reference kernels do.
   const bool exact = options.activations == ActivationFormat::kF32;
   if (exact && !options.kernels.empty() && options.kernels != "reference") {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "kernels: '", options.kernels, "' cannot be combined with f32 activations; only reference"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("kernels: '", options.kernels,
+                     "' cannot be combined with f32 activations; only reference"));
   }
   ASSIGN_OR_RETURN(const KernelTable* kernels,
                    SelectKernels(exact ? std::string_view("reference") : options.kernels));

@@ -49,8 +49,7 @@ class Loader {
   absl::Status RopeFactors(std::vector<float>* factors) {
     factors->assign(static_cast<size_t>(config_.rope_dim / 2), 1.0f);
     if (file_.FindTensor("rope_freqs.weight") == nullptr) return absl::OkStatus();
-    ASSIGN_OR_RETURN(const GgufTensor* tensor,
-                     Expect("rope_freqs.weight", {config_.rope_dim / 2}));
+    ASSIGN_OR_RETURN(const GgufTensor* tensor, Expect("rope_freqs.weight", {config_.rope_dim / 2}));
     Dequantize(tensor->type, tensor->data.data(), factors->size(), factors->data());
     for (const float f : *factors) {
       if (!(f > 0) || !std::isfinite(f)) {
@@ -107,10 +106,9 @@ class Loader {
     const bool same = std::equal(have.begin(), have.end(), shape.begin(), shape.end(),
                                  [](uint64_t a, int b) { return a == static_cast<uint64_t>(b); });
     if (!same) {
-      return absl::InvalidArgumentError(absl::StrCat("tensor ", name, ": shape [",
-                                                     absl::StrJoin(tensor->shape, ", "),
-                                                     "], expected [", absl::StrJoin(shape, ", "),
-                                                     "]"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("tensor ", name, ": shape [", absl::StrJoin(tensor->shape, ", "),
+                       "], expected [", absl::StrJoin(shape, ", "), "]"));
     }
     used_.insert(tensor->name);
     return tensor;
@@ -169,7 +167,9 @@ absl::StatusOr<std::unique_ptr<Weights>> Weights::Load(const GgufFile& file,
   weights->layers.resize(static_cast<size_t>(config.layers));
   for (int i = 0; i < config.layers; ++i) {
     LayerWeights& layer = weights->layers[static_cast<size_t>(i)];
-    const auto name = [i](const char* part) { return absl::StrCat("blk.", i, ".", part, ".weight"); };
+    const auto name = [i](const char* part) {
+      return absl::StrCat("blk.", i, ".", part, ".weight");
+    };
     RETURN_IF_ERROR(loader.Vector(name("attn_norm"), width, &layer.attention_norm));
     RETURN_IF_ERROR(loader.Matrix(name("attn_q"), q_rows, width, &layer.q));
     RETURN_IF_ERROR(loader.Matrix(name("attn_k"), kv_rows, width, &layer.k));

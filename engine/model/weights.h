@@ -50,8 +50,7 @@ struct Weights {
   // Packs all matrices in parallel and drops the file's pages behind it. Errors: NOT_FOUND and
   // INVALID_ARGUMENT naming the tensor, UNIMPLEMENTED for a tensor that the architecture lacks.
   static absl::StatusOr<std::unique_ptr<Weights>> Load(const GgufFile& file,
-                                                       const ModelConfig& config,
-                                                       ThreadPool* pool);
+                                                       const ModelConfig& config, ThreadPool* pool);
 
  private:
   Arena arena_;

@@ -87,7 +87,8 @@ TEST_P(KernelConformance, NormQuantiseMatchesReference) {
               const int expected = int16 ? 256 * q[i] + q[32 + i] : q[i];
               ASSERT_NEAR(code, expected, 1) << "block " << block << " row " << row;
               const float value = b.f32[row * inputs + block * 32 + i];
-              ASSERT_NEAR(static_cast<float>(code) * a.scale[at], value, 0.51f * a.scale[at] + 1e-6f);
+              ASSERT_NEAR(static_cast<float>(code) * a.scale[at], value,
+                          0.51f * a.scale[at] + 1e-6f);
               sum += code;
               if (i < 16) half += code;
             }
@@ -204,8 +205,7 @@ TEST_P(KernelConformance, GateUpSwigluMatchesReference) {
       const int inputs = 64;
       const TestMatrix gate(GgmlType::kQ4_0, outputs, inputs, random_);
       const TestMatrix up(GgmlType::kQ8_0, outputs, inputs, random_);
-      const std::vector<float> x =
-          RandomFloats(static_cast<size_t>(rows * inputs), random_, 4.0f);
+      const std::vector<float> x = RandomFloats(static_cast<size_t>(rows * inputs), random_, 4.0f);
       Input input(x, inputs, rows, true);
       ActivationBuffer got, want;
       for (ActivationBuffer* buffer : {&got, &want}) {
@@ -240,8 +240,8 @@ struct AttentionShape {
 };
 
 constexpr AttentionShape kAttentionShapes[] = {
-    {9, 3, 64, 64, false}, {4, 4, 16, 16, false}, {4, 1, 24, 16, false}, {2, 2, 80, 80, true},
-    {8, 2, 128, 128, false}, {6, 3, 40, 0, true},
+    {9, 3, 64, 64, false}, {4, 4, 16, 16, false},   {4, 1, 24, 16, false},
+    {2, 2, 80, 80, true},  {8, 2, 128, 128, false}, {6, 3, 40, 0, true},
 };
 
 // A page pool for one layer in the middle of three.
@@ -298,9 +298,9 @@ TEST_P(KernelConformance, QkvRopeAppendMatchesReference) {
       std::vector<float> cosine, sine;
       FillRotation(rows, context.data(), shape.rope_dim / 2, &cosine, &sine);
       q[k].assign(static_cast<size_t>(rows * q_rows), -1.0f);
-      QkvRopeAppendArgs args{&wq.packed,     &wk.packed,    &wv.packed,  &input.buffer.view, rows,
-                             q[k].data(),    context.data(), cosine.data(), sine.data(),
-                             shape.rope_dim, pages[k].layout};
+      QkvRopeAppendArgs args{&wq.packed,  &wk.packed,     &wv.packed,     &input.buffer.view,
+                             rows,        q[k].data(),    context.data(), cosine.data(),
+                             sine.data(), shape.rope_dim, pages[k].layout};
       const int panels = wq.packed.Panels() + wk.packed.Panels() + wv.packed.Panels();
       (k == 0 ? kernels() : ReferenceKernels()).qkv_rope_append(args, 0, panels);
     }
@@ -366,7 +366,7 @@ TEST_P(KernelConformance, PagedAttentionMatchesReferenceAtEveryDepth) {
         for (int h = 0; h < shape.heads; ++h) items.push_back({r, std::min(16, rows - r), h});
       }
       std::vector<float> got(q.size()), want(q.size());
-      PagedAttentionArgs args{q.data(),     want.data(),  context.data(),
+      PagedAttentionArgs args{q.data(),     want.data(), context.data(),
                               items.data(), shape.heads, pages.layout};
       ReferenceKernels().paged_attention(args, 0, static_cast<int>(items.size()));
       args.out = got.data();
@@ -399,9 +399,9 @@ TEST_P(KernelConformance, SummariseMatchesReference) {
     EXPECT_TRUE(a.finite);
     EXPECT_NEAR(a.sum_exp, b.sum_exp, 1e-5f * b.sum_exp);
     EXPECT_NEAR(a.sum_exp_x, b.sum_exp_x, 1e-4f);
-    for (const float bad : {std::numeric_limits<float>::quiet_NaN(),
-                            std::numeric_limits<float>::infinity(),
-                            -std::numeric_limits<float>::infinity()}) {
+    for (const float bad :
+         {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+          -std::numeric_limits<float>::infinity()}) {
       std::vector<float> broken = logits;
       broken[static_cast<size_t>(3 + count - 1)] = bad;
       EXPECT_FALSE(kernels().summarise(broken.data(), 3, count).finite) << bad;
@@ -438,8 +438,8 @@ TEST(Half, ConvertsEveryValueBothWays) {
     ASSERT_EQ(FloatToHalf(value), bits) << value;
   }
   EXPECT_EQ(FloatToHalf(65520.0f), 0x7C00);
-  EXPECT_EQ(FloatToHalf(1.0f + 0x1p-11f), 0x3C00);       // tie to even
-  EXPECT_EQ(FloatToHalf(1.0f + 3 * 0x1p-11f), 0x3C02);   // tie to even
+  EXPECT_EQ(FloatToHalf(1.0f + 0x1p-11f), 0x3C00);      // tie to even
+  EXPECT_EQ(FloatToHalf(1.0f + 3 * 0x1p-11f), 0x3C02);  // tie to even
 }
 
 TEST(Registry, RefusesUnknownTiersByName) {

@@ -14,10 +14,10 @@
 
 namespace cogumi {
 
-inline constexpr GgmlType kAllTypes[] = {
-    GgmlType::kF32,  GgmlType::kF16,  GgmlType::kBF16, GgmlType::kQ4_0, GgmlType::kQ4_1,
-    GgmlType::kQ5_0, GgmlType::kQ5_1, GgmlType::kQ8_0, GgmlType::kQ4_K, GgmlType::kQ5_K,
-    GgmlType::kQ6_K};
+inline constexpr GgmlType kAllTypes[] = {GgmlType::kF32,  GgmlType::kF16,  GgmlType::kBF16,
+                                         GgmlType::kQ4_0, GgmlType::kQ4_1, GgmlType::kQ5_0,
+                                         GgmlType::kQ5_1, GgmlType::kQ8_0, GgmlType::kQ4_K,
+                                         GgmlType::kQ5_K, GgmlType::kQ6_K};
 
 // `elements` values of about unit variance as the type stores them.
 inline std::vector<std::byte> RandomTensor(GgmlType type, size_t elements, std::mt19937& random) {
@@ -36,15 +36,23 @@ inline std::vector<std::byte> RandomTensor(GgmlType type, size_t elements, std::
         std::memcpy(bytes.data() + at, &value, 4);
         break;
       }
-      case GgmlType::kF16: put_half(at, uniform(random)); break;
+      case GgmlType::kF16:
+        put_half(at, uniform(random));
+        break;
       case GgmlType::kBF16: {
         const float value = uniform(random);
         std::memcpy(bytes.data() + at, reinterpret_cast<const std::byte*>(&value) + 2, 2);
         break;
       }
-      case GgmlType::kQ4_0: put_half(at, uniform(random) / 8); break;
-      case GgmlType::kQ5_0: put_half(at, uniform(random) / 16); break;
-      case GgmlType::kQ8_0: put_half(at, uniform(random) / 128); break;
+      case GgmlType::kQ4_0:
+        put_half(at, uniform(random) / 8);
+        break;
+      case GgmlType::kQ5_0:
+        put_half(at, uniform(random) / 16);
+        break;
+      case GgmlType::kQ8_0:
+        put_half(at, uniform(random) / 128);
+        break;
       case GgmlType::kQ4_1:
       case GgmlType::kQ5_1:
         put_half(at, uniform(random) / 16);
@@ -55,7 +63,9 @@ inline std::vector<std::byte> RandomTensor(GgmlType type, size_t elements, std::
         put_half(at, uniform(random) / 512);
         put_half(at + 2, uniform(random) / 64);
         break;
-      case GgmlType::kQ6_K: put_half(at + 208, uniform(random) / 2048); break;
+      case GgmlType::kQ6_K:
+        put_half(at + 208, uniform(random) / 2048);
+        break;
     }
   }
   return bytes;

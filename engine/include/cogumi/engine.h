@@ -1,5 +1,5 @@
-// The engine: a model, its tokenizer and a continuous-batching step loop behind one small interface.
-// Thread-safe. One owner thread runs the steps; callers only enqueue and receive.
+// The engine: a model, its tokenizer and a continuous-batching step loop behind one small
+// interface. Thread-safe. One owner thread runs the steps; callers only enqueue and receive.
 #pragma once
 
 #include <cstdint>
@@ -29,10 +29,10 @@ class ResponseSink {
 struct GenerationRequest {
   std::string request_id;
   std::string tenant;
-  int32_t priority = 0;            // -100..100, higher first
-  double deadline = 0;             // Clock::Now() seconds; 0: none
-  std::vector<TokenId> tokens;     // the prompt, 1..context-1 tokens
-  std::string template_digest;     // goes into the receipt
+  int32_t priority = 0;         // -100..100, higher first
+  double deadline = 0;          // Clock::Now() seconds; 0: none
+  std::vector<TokenId> tokens;  // the prompt, 1..context-1 tokens
+  std::string template_digest;  // goes into the receipt
   SamplingParams sampling;
   bool score = false;  // only log-probabilities of the prompt; nothing is generated
 };
@@ -62,8 +62,8 @@ struct EngineStats {
 
 struct TokenizedPrompt {
   std::vector<TokenId> tokens;
-  int32_t dropped_bytes = 0;     // bytes the vocabulary cannot encode
-  std::string template_digest;   // of chat prompts
+  int32_t dropped_bytes = 0;    // bytes the vocabulary cannot encode
+  std::string template_digest;  // of chat prompts
 };
 
 class Engine {

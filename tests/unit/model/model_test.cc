@@ -1,5 +1,7 @@
 // The forward pass on tiny real models: the same bits in any batch, chunk and thread count, and
 // clear refusals.
+#include "engine/model/model.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -12,7 +14,6 @@
 
 #include "engine/io/gguf.h"
 #include "engine/kernels/registry.h"
-#include "engine/model/model.h"
 #include "tests/support/gguf_writer.h"
 #include "tests/support/tiny_model.h"
 
@@ -50,8 +51,9 @@ struct Loaded {
 using LogitRows = std::vector<std::vector<float>>;
 
 // Runs tokens [from, from + n) of each sequence in one step and returns the logits of all its rows.
-LogitRows Step(Loaded& m, std::vector<KvSequence*> kv, std::vector<const std::vector<TokenId>*> text,
-               std::vector<int> from, std::vector<int> n) {
+LogitRows Step(Loaded& m, std::vector<KvSequence*> kv,
+               std::vector<const std::vector<TokenId>*> text, std::vector<int> from,
+               std::vector<int> n) {
   StepPlan plan;
   for (size_t i = 0; i < kv.size(); ++i) {
     EXPECT_TRUE(m.cache->Extend(*kv[i], from[i] + n[i]).ok());
@@ -226,8 +228,9 @@ TEST(Model, NamesWhatItCannotRun) {
               ::testing::AllOf(HasSubstr("UNIMPLEMENTED"), HasSubstr("qwen2")));
   EXPECT_THAT(LoadError(header("llama").Uint("llama.expert_count", 8).Bytes()).ToString(),
               ::testing::AllOf(HasSubstr("UNIMPLEMENTED"), HasSubstr("expert_count")));
-  EXPECT_THAT(LoadError(header("llama").String("llama.rope.scaling.type", "yarn").Bytes()).ToString(),
-              ::testing::AllOf(HasSubstr("UNIMPLEMENTED"), HasSubstr("yarn")));
+  EXPECT_THAT(
+      LoadError(header("llama").String("llama.rope.scaling.type", "yarn").Bytes()).ToString(),
+      ::testing::AllOf(HasSubstr("UNIMPLEMENTED"), HasSubstr("yarn")));
   EXPECT_THAT(LoadError(header("llama").Bytes()).ToString(), HasSubstr("llama.block_count"));
   EXPECT_THAT(LoadError(header("llama").Uint("llama.block_count", 0).Bytes()).ToString(),
               HasSubstr("llama.block_count: 0 is not in [1, 1024]"));
