@@ -135,6 +135,16 @@ def test_unknown_kernels_are_an_error(model):
                            [engine.Sequence([5], 0, 1)]))
 
 
+def test_a_tier_that_the_processor_lacks_is_skipped_by_name(tmp_path, window):
+    program = tmp_path / "logits"
+    program.write_text("#!/bin/sh\necho 'this CPU cannot run it' >&2\nexit 3\n")
+    program.chmod(0o755)
+    evaluation = exactness.Evaluation(program, "model", RecordedAnswers(None), [window])
+    evaluation.run_default("avx512vnni")
+    assert evaluation.skipped == ["avx512vnni: this CPU cannot run it"]
+    assert evaluation.results == [] and evaluation.failures == []
+
+
 def test_kl_of_known_distributions():
     exact = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]))
     other = np.array([[0.25, 0.5, 0.25], [0.1, 0.1, 0.8]])
