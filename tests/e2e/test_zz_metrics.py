@@ -10,11 +10,14 @@ UNMOVED = {
     "cogumi_gateway_slow_readers_total": "needs a reader that stalls; the gateway's tests do it",
     "cogumi_session_errors_total": "needs a broken disk; the session store's tests do it",
     "cogumi_session_turns_dropped_total": "needs turns beyond the context; the gateway's tests",
+    "cogumi_modifiers_left_out": "needs a damaged store; the modifiers' tests do it",
     "cogumi_query_cost_dollars_total": "prices are 0 unless configured; the gateway's tests",
 }
+# Moved here only by chance: the caller's own end and the engine's check meet at the same moment.
+BY_CHANCE = {"cogumi_engine_requests_deadline_exceeded_total"}
 # States of the moment: they are read above where they matter, and rest at 0.
 GAUGES = {"vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc",
-          "cogumi_http_connections", "cogumi_gateway_streams"}
+          "cogumi_http_connections", "cogumi_gateway_streams", "cogumi_modifier_watchers"}
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -25,7 +28,7 @@ def test_every_series_has_moved(cluster, service):
     # A histogram has moved when it has counted something.
     names = {name for name in series if not name.endswith(("_bucket", "_sum"))}
     still = {name for name in names if not any(series[name].values())}
-    unexplained = still - set(UNMOVED) - GAUGES
+    unexplained = still - set(UNMOVED) - BY_CHANCE - GAUGES
     assert not unexplained, sorted(unexplained)
 
 
