@@ -16,17 +16,21 @@ namespace {
 
 using Verbs = std::vector<std::unique_ptr<Verb>>;
 
+// The first statement of a summary.
+std::string Brief(std::string summary) {
+  std::replace(summary.begin(), summary.end(), '\n', ' ');
+  return summary.substr(0, summary.find_first_of(".:;"));
+}
+
 std::string HelpText(const Verbs& verbs) {
   std::string text =
       "cogumi answers prompts with a language model behind four services.\n\n"
       "Usage: cogumi VERB [arguments] [options]\n\n";
   for (const auto& verb : verbs) {
-    const std::vector<std::string> lines = absl::StrSplit(verb->summary(), '\n');
     std::string left =
         absl::StrCat("  ", verb->name(), verb->arguments().empty() ? "" : " ", verb->arguments());
     left.append(left.size() < 32 ? 32 - left.size() : 1, ' ');
-    // The first sentence is enough here.
-    absl::StrAppend(&text, left, lines[0].substr(0, lines[0].find(". ")), "\n");
+    absl::StrAppend(&text, left, Brief(verb->summary()), "\n");
   }
   absl::StrAppend(&text,
                   "  help [VERB]                   this text, or that of a verb\n\n"

@@ -16,6 +16,7 @@
 #include "engine/core/clock.h"
 #include "engine/core/status_macros.h"
 #include "engine/core/thread_pool.h"
+#include "services/cli/human.h"
 #include "services/cli/json.h"
 #include "services/cli/machine.h"
 #include "services/cli/paths.h"
@@ -190,8 +191,8 @@ class BenchVerb : public Verb {
       std::printf(
           "model      %s (%s)\nkernels    %s, %d threads\nbandwidth  %.1f GB/s read\n\n"
           "%-14s %12s %12s  tokens/s\n",
-          file.name.c_str(), services::FormatBytes(file.bytes).c_str(),
-          kernels.kernel_configuration.c_str(), threads, bandwidth / 1e9, "case", "median", "best");
+          file.name.c_str(), HumanBytes(file.bytes).c_str(), kernels.kernel_configuration.c_str(),
+          threads, bandwidth / 1e9, "case", "median", "best");
     }
     for (const Case& one : cases) {
       std::vector<double>& values = rates[one.name];

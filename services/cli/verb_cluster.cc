@@ -15,6 +15,7 @@
 #include "engine/core/clock.h"
 #include "engine/core/status_macros.h"
 #include "services/cli/cluster.h"
+#include "services/cli/human.h"
 #include "services/cli/json.h"
 #include "services/cli/paths.h"
 #include "services/cli/verbs.h"
@@ -41,8 +42,8 @@ class ListVerb : public Verb {
       return kExitOk;
     }
     for (const ModelFile& model : models) {
-      std::printf("%-40s %10s  %s%s\n", model.name.c_str(),
-                  services::FormatBytes(model.bytes).c_str(), model.path.c_str(),
+      std::printf("%-40s %10s  %s%s\n", model.name.c_str(), HumanBytes(model.bytes).c_str(),
+                  model.path.c_str(),
                   FindServingCluster(model.path).has_value() ? "  (running)" : "");
     }
     if (models.empty()) {
@@ -89,7 +90,7 @@ class ShowVerb : public Verb {
     };
     row("name", file.name);
     row("id", model.id);
-    row("file", absl::StrCat(file.path, " (", services::FormatBytes(model.file_bytes), ")"));
+    row("file", absl::StrCat(file.path, " (", HumanBytes(model.file_bytes), ")"));
     row("digest", model.digest);
     row("architecture", absl::StrCat(model.architecture, ", ", model.layers, " layers of width ",
                                      model.embedding_length));
@@ -140,8 +141,7 @@ class PsVerb : public Verb {
         if (!json()) {
           std::printf("  %-10s pid %-8d %-10s %-40s%s\n", service.service.c_str(),
                       static_cast<int>(service.pid),
-                      usage.has_value() ? services::FormatBytes(usage->resident_bytes).c_str()
-                                        : "not there",
+                      usage.has_value() ? HumanBytes(usage->resident_bytes).c_str() : "not there",
                       service.address.c_str(), more.c_str());
         }
       }

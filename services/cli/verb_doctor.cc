@@ -19,6 +19,7 @@
 #include "cogumi/engine.h"
 #include "services/cli/client.h"
 #include "services/cli/cluster.h"
+#include "services/cli/human.h"
 #include "services/cli/json.h"
 #include "services/cli/machine.h"
 #include "services/cli/paths.h"
@@ -72,11 +73,11 @@ Finding CheckMemory(const Machine& machine, int64_t model_bytes) {
   // The model stays in the page cache beside its repacked copy; caches and buffers on top.
   const int64_t needed = 2 * model_bytes + (int64_t{120} << 20);
   Finding finding{"memory", Finding::State::kOk, "", ""};
-  finding.found = absl::StrCat(services::FormatBytes(machine.memory_available_bytes),
-                               " available of ", services::FormatBytes(machine.memory_bytes));
+  finding.found = absl::StrCat(HumanBytes(machine.memory_available_bytes), " available of ",
+                               HumanBytes(machine.memory_bytes));
   if (machine.memory_available_bytes < needed) {
     finding.state = Finding::State::kError;
-    finding.advice = absl::StrCat("the model needs about ", services::FormatBytes(needed),
+    finding.advice = absl::StrCat("the model needs about ", HumanBytes(needed),
                                   ": end other programs, or use a smaller model");
   }
   return finding;
@@ -148,9 +149,8 @@ Finding CheckModel(const std::string& name, int64_t* bytes) {
             "use another file, or remove this one and let ./run fetch it again"};
   }
   const ModelDescription& model = (*engine)->Model();
-  finding.found =
-      absl::StrCat(file->path, ", ", services::FormatBytes(file->bytes), ", ", model.quantization,
-                   ", kernels ", (*engine)->Configuration().kernel_configuration);
+  finding.found = absl::StrCat(file->path, ", ", HumanBytes(file->bytes), ", ", model.quantization,
+                               ", kernels ", (*engine)->Configuration().kernel_configuration);
   const bool is_default = file->name + ".gguf" == kDefaultModelFile;
   if (is_default && model.digest != kDefaultModelDigest) {
     finding.state = Finding::State::kError;
@@ -177,7 +177,7 @@ Finding CheckState() {
   }
   const int64_t free = static_cast<int64_t>(space.f_bavail) * static_cast<int64_t>(space.f_frsize);
   Finding finding{"state folder", Finding::State::kOk,
-                  absl::StrCat(*folder, ", ", services::FormatBytes(free), " free"), ""};
+                  absl::StrCat(*folder, ", ", HumanBytes(free), " free"), ""};
   if (free < (int64_t{64} << 20)) {
     finding.state = Finding::State::kWarning;
     finding.advice = "make room: sessions cannot be stored on a full disk";

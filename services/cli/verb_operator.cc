@@ -10,6 +10,7 @@
 #include "engine/core/status_macros.h"
 #include "services/cli/client.h"
 #include "services/cli/cluster.h"
+#include "services/cli/human.h"
 #include "services/cli/json.h"
 #include "services/cli/paths.h"
 #include "services/cli/verbs.h"
@@ -129,7 +130,7 @@ JsonObject ToJson(const AdapterInfo& adapter) {
 void PrintAdapter(const AdapterInfo& adapter) {
   std::printf("%-24s %-12s %-10s rank %-4d %10s  %s\n", adapter.name.c_str(),
               adapter.digest.substr(0, 12).c_str(), adapter.domain.c_str(), adapter.rank,
-              services::FormatBytes(adapter.bytes).c_str(), adapter.description.c_str());
+              HumanBytes(adapter.bytes).c_str(), adapter.description.c_str());
 }
 
 class AdapterLoadVerb : public Verb {
@@ -198,9 +199,8 @@ class AdapterShowVerb : public Verb {
         "rank        %d, alpha %g, %s\nsize        %s\nlicense     %s\n%s\n",
         adapter.name.c_str(), adapter.digest.c_str(), adapter.domain.c_str(),
         adapter.base_model.c_str(), adapter.rank, adapter.alpha,
-        absl::StrJoin(adapter.target_modules, " ").c_str(),
-        services::FormatBytes(adapter.bytes).c_str(), adapter.license.c_str(),
-        adapter.description.c_str());
+        absl::StrJoin(adapter.target_modules, " ").c_str(), HumanBytes(adapter.bytes).c_str(),
+        adapter.license.c_str(), adapter.description.c_str());
     return kExitOk;
   }
 };
