@@ -27,11 +27,10 @@ absl::Status Clean(const grpc::Status& status, const char* service) {
   // addresses, and "cancelled" may be the peer's shutdown.
   if (result.ok() || !status.error_details().empty()) return result;
   if (absl::IsUnavailable(result)) {
-    return services::WithRetry(
-        services::WithReason(
-            absl::UnavailableError(absl::StrCat("the ", service, " cannot be reached")),
-            "BACKEND_UNREACHABLE"),
-        kRetrySeconds);
+    return services::WithRetry(services::WithReason(absl::UnavailableError(absl::StrCat(
+                                                        "the ", service, " cannot be reached")),
+                                                    "BACKEND_UNREACHABLE"),
+                               kRetrySeconds);
   }
   if (absl::IsDeadlineExceeded(result)) {
     return absl::DeadlineExceededError("the deadline of the call has passed");
@@ -46,8 +45,7 @@ class GenerateCall : public grpc::ClientReadReactor<v1::GenerateResponse>, publi
 
   static std::shared_ptr<BackendCall> Start(v1::DecoderService::Stub& stub,
                                             const services::RequestContext& context,
-                                            const Clock& clock,
-                                            const v1::GenerateRequest& request,
+                                            const Clock& clock, const v1::GenerateRequest& request,
                                             std::shared_ptr<GenerateSink> sink) {
     auto call = std::make_shared<GenerateCall>(std::move(sink));
     services::WriteRequestContext(context, clock, &call->context_);
@@ -148,9 +146,8 @@ class GrpcBackends : public Backends {
                                      const v1::RouteRequest& request,
                                      BackendCallback<v1::RouteResponse> done) override {
     return UnaryCall<v1::RouteRequest, v1::RouteResponse>::Start(
-        context, clock_, request, "router", std::move(done), [this](auto&&... args) {
-          router_->async()->Route(std::forward<decltype(args)>(args)...);
-        });
+        context, clock_, request, "router", std::move(done),
+        [this](auto&&... args) { router_->async()->Route(std::forward<decltype(args)>(args)...); });
   }
 
   std::shared_ptr<BackendCall> Detect(const services::RequestContext& context,
@@ -187,8 +184,7 @@ class GrpcBackends : public Backends {
  private:
   // An idle channel connects when asked, so that a service that came up later is found.
   static bool IsReady(const BackendChannel& end) {
-    return end.in_process ||
-           end.channel->GetState(/*try_to_connect=*/true) == GRPC_CHANNEL_READY;
+    return end.in_process || end.channel->GetState(/*try_to_connect=*/true) == GRPC_CHANNEL_READY;
   }
 
   const Clock& clock_;
@@ -205,8 +201,8 @@ class GrpcBackends : public Backends {
 
 std::shared_ptr<Backends> MakeGrpcBackends(BackendChannel decoder, BackendChannel router,
                                            BackendChannel modifiers, const Clock& clock) {
-  return std::make_shared<GrpcBackends>(std::move(decoder), std::move(router),
-                                        std::move(modifiers), clock);
+  return std::make_shared<GrpcBackends>(std::move(decoder), std::move(router), std::move(modifiers),
+                                        clock);
 }
 
 }  // namespace cogumi::gateway

@@ -59,12 +59,12 @@ class Backends {
   virtual std::shared_ptr<BackendCall> Route(const services::RequestContext& context,
                                              const cogumi::v1::RouteRequest& request,
                                              BackendCallback<cogumi::v1::RouteResponse> done) = 0;
-  virtual std::shared_ptr<BackendCall> Detect(
-      const services::RequestContext& context, const cogumi::v1::DetectRequest& request,
-      BackendCallback<cogumi::v1::DetectResponse> done) = 0;
-  virtual std::shared_ptr<BackendCall> Assess(
-      const services::RequestContext& context, const cogumi::v1::AssessRequest& request,
-      BackendCallback<cogumi::v1::AssessResponse> done) = 0;
+  virtual std::shared_ptr<BackendCall> Detect(const services::RequestContext& context,
+                                              const cogumi::v1::DetectRequest& request,
+                                              BackendCallback<cogumi::v1::DetectResponse> done) = 0;
+  virtual std::shared_ptr<BackendCall> Assess(const services::RequestContext& context,
+                                              const cogumi::v1::AssessRequest& request,
+                                              BackendCallback<cogumi::v1::AssessResponse> done) = 0;
 
   // False without a router: requests are then neither routed nor assessed.
   virtual bool has_router() const = 0;

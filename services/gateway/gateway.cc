@@ -55,12 +55,11 @@ class RunningGateway : public Gateway {
 
   absl::Status Open(const GatewayChannels& channels) {
     ASSIGN_OR_RETURN(
-        sessions_,
-        SessionStore::Create({.path = config_.sessions.empty() ? DefaultSessionsPath()
-                                                               : config_.sessions,
-                              .kept_turns = config_.session_turns,
-                              .ttl_seconds = config_.session_ttl,
-                              .clock = &clock_}));
+        sessions_, SessionStore::Create(
+                       {.path = config_.sessions.empty() ? DefaultSessionsPath() : config_.sessions,
+                        .kept_turns = config_.session_turns,
+                        .ttl_seconds = config_.session_ttl,
+                        .clock = &clock_}));
     // Channels that are handed over are those of services in this process.
     const auto dial = [](const std::shared_ptr<grpc::Channel>& given, const std::string& address) {
       if (given != nullptr) return BackendChannel{given, /*in_process=*/true};
@@ -77,16 +76,15 @@ class RunningGateway : public Gateway {
     options.limits.max_text_bytes = static_cast<size_t>(config_.max_body_bytes);
     options.max_request_seconds = config_.max_request_seconds;
     options.router_seconds = config_.router_seconds;
-    pipeline_ = std::make_unique<Pipeline>(
-        options, PipelineParts{.backends = backends_.get(),
-                               .sessions = sessions_.get(),
-                               .quotas = &quotas_,
-                               .models = models_.get(),
-                               .explain = &explain_,
-                               .metrics = &metrics_,
-                               .clock = &clock_});
+    pipeline_ = std::make_unique<Pipeline>(options, PipelineParts{.backends = backends_.get(),
+                                                                  .sessions = sessions_.get(),
+                                                                  .quotas = &quotas_,
+                                                                  .models = models_.get(),
+                                                                  .explain = &explain_,
+                                                                  .metrics = &metrics_,
+                                                                  .clock = &clock_});
     // The first request then finds the model's description in the cache.
-    models_->Get([](absl::StatusOr<ModelSnapshot>) {});
+    models_->Get([](const absl::StatusOr<ModelSnapshot>&) {});
     RETURN_IF_ERROR(OpenDoors());
     if (tenants_.open()) {
       services::LogLine("gateway", "open: no tokens file, everyone on this machine may call");
@@ -110,23 +108,22 @@ class RunningGateway : public Gateway {
     // The tokens are the gateway's guard.
     server.allow_remote = !tenants_.open();
     const auto healthy = [backends = backends_.get()] { return backends->DecoderReady(); };
-    ASSIGN_OR_RETURN(host_, services::ServiceHost::Create(
-                                runtime_, server, {{rpc_.get(), kServiceName}}, healthy));
+    ASSIGN_OR_RETURN(host_, services::ServiceHost::Create(runtime_, server,
+                                                          {{rpc_.get(), kServiceName}}, healthy));
     if (config_.http.empty()) return absl::OkStatus();
-    api_ = std::make_unique<HttpApi>(HttpApiOptions{.cors_origins = config_.cors_origins},
-                                     runtime_, tenants_, *pipeline_, healthy);
+    api_ = std::make_unique<HttpApi>(HttpApiOptions{.cors_origins = config_.cors_origins}, runtime_,
+                                     tenants_, *pipeline_, healthy);
     HttpServerOptions http;
     http.address = config_.http;
     http.threads = config_.http_threads;
     http.max_body_bytes = config_.max_body_bytes;
     http.max_connections = config_.max_connections;
     http.on_connections = [this](int change) { metrics_.HttpConnections(change); };
-    ASSIGN_OR_RETURN(http_,
-                     HttpServer::Create(http, [api = api_.get()](
-                                                  HttpRequest request,
-                                                  std::shared_ptr<HttpExchange> exchange) {
-                       api->Handle(std::move(request), std::move(exchange));
-                     }));
+    ASSIGN_OR_RETURN(
+        http_, HttpServer::Create(http, [api = api_.get()](const HttpRequest& request,
+                                                           std::shared_ptr<HttpExchange> exchange) {
+          api->Handle(request, std::move(exchange));
+        }));
     return absl::OkStatus();
   }
 
@@ -164,9 +161,10 @@ void DeclareGatewayOptions(services::OptionSet& set, GatewayConfig* config) {
              "none.")
       .String("decoder", &config->decoder, "Address of the decoder.")
       .String("router", &config->router, "Address of the router; empty for none.")
-      .String("modifiers", &config->modifiers,
-              "Address of the catalogue of adapters, whose reachability the metrics show; empty for "
-              "none.")
+      .String(
+          "modifiers", &config->modifiers,
+          "Address of the catalogue of adapters, whose reachability the metrics show; empty for "
+          "none.")
       .String("sessions", &config->sessions,
               "SQLite file of the conversations; empty for cogumi/sessions.db in the user's data "
               "folder.")
@@ -198,8 +196,9 @@ absl::StatusOr<std::unique_ptr<Gateway>> StartGateway(const GatewayConfig& confi
                                                       const GatewayChannels& channels,
                                                       const Clock* clock) {
   if (channels.decoder == nullptr && config.decoder.empty()) {
-    return absl::InvalidArgumentError("decoder: the address is empty, and there is no answer "
-                                      "without a decoder");
+    return absl::InvalidArgumentError(
+        "decoder: the address is empty, and there is no answer "
+        "without a decoder");
   }
   TenantDirectory tenants = TenantDirectory::Open();
   if (config.tokens.empty()) {

@@ -30,8 +30,8 @@ struct GatewayConfig {
   std::string decoder = "127.0.0.1:7072";
   std::string router = "127.0.0.1:7071";     // "" for none
   std::string modifiers = "127.0.0.1:7073";  // "" for none; only its reachability is watched yet
-  std::string sessions;  // SQLite file; "" for the default place
-  std::string tokens;    // YAML file; "" for an open gateway on loopback
+  std::string sessions;                      // SQLite file; "" for the default place
+  std::string tokens;                        // YAML file; "" for an open gateway on loopback
   std::vector<std::string> cors_origins;
   int32_t session_turns = 5;
   double session_ttl = 30.0 * 24 * 3600;

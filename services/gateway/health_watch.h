@@ -1,5 +1,5 @@
-// Follows the health of a service behind a channel by grpc.health.v1 Watch: no polling, and a change
-// is known at once. Includes no gRPC header.
+// Follows the health of a service behind a channel by grpc.health.v1 Watch: no polling, and a
+// change is known at once. Includes no gRPC header.
 #pragma once
 
 #include <memory>

@@ -96,8 +96,7 @@ class Reply {
   HttpExchange& exchange() { return *exchange_; }
   RequestRecord& record() { return *record_; }
 
-  void Send(int status, const char* content_type, std::string body,
-            const HttpHeaders& more = {}) {
+  void Send(int status, const char* content_type, std::string body, const HttpHeaders& more = {}) {
     HttpHeaders headers = headers_;
     if (!body.empty()) headers.emplace_back("Content-Type", content_type);
     headers.insert(headers.end(), more.begin(), more.end());
@@ -287,7 +286,7 @@ struct HttpApi::Impl {
     if (std::exchange(record.entered, false)) runtime.calls.Leave();
   }
 
-  void Complete(const HttpRequest& request, std::shared_ptr<Reply> reply, Identity identity,
+  void Complete(const HttpRequest& request, const std::shared_ptr<Reply>& reply, Identity identity,
                 bool chat) {
     const std::string_view type = request.Header("content-type");
     if (Lower(type.substr(0, type.find(';'))).find(kJson) == std::string::npos) {
@@ -322,8 +321,8 @@ struct HttpApi::Impl {
                       .logprobs = parsed->logprobs,
                       .include_usage = parsed->include_usage};
     // The pipeline refuses a product beyond its limit before anything is streamed.
-    const int choices = std::clamp(call.n, 1, kMaxChoices) *
-                        static_cast<int>(chat ? 1 : call.prompts.size());
+    const int choices =
+        std::clamp(call.n, 1, kMaxChoices) * static_cast<int>(chat ? 1 : call.prompts.size());
     auto answer = std::make_shared<CompletionAnswer>(reply, *parts.models, std::move(frame),
                                                      parsed->stream, choices);
     std::shared_ptr<PipelineCall> running = pipeline.Prepare(std::move(call), std::move(answer));
@@ -338,45 +337,49 @@ struct HttpApi::Impl {
   }
 
   void Models(std::shared_ptr<Reply> reply, std::optional<std::string> id) {
-    parts.models->Get([reply = std::move(reply), id = std::move(id)](
-                          absl::StatusOr<ModelSnapshot> model) {
-      if (!model.ok()) return reply->SendError(model.status());
-      if (!id) return reply->Send(200, kJson, ModelListBody({(*model)->model()}));
-      // A path always names a model; the empty name stands for the default in requests only.
-      const absl::Status known = id->empty()
-                                     ? CheckModelName("?", **model)
-                                     : CheckModelName(*id, **model);
-      if (!known.ok()) return reply->SendError(known);
-      reply->Send(200, kJson, ModelBody((*model)->model()));
-    });
+    parts.models->Get(
+        [reply = std::move(reply), id = std::move(id)](absl::StatusOr<ModelSnapshot> model) {
+          if (!model.ok()) return reply->SendError(model.status());
+          if (!id) return reply->Send(200, kJson, ModelListBody({(*model)->model()}));
+          // A path always names a model; the empty name stands for the default in requests only.
+          const absl::Status known =
+              id->empty() ? CheckModelName("?", **model) : CheckModelName(*id, **model);
+          if (!known.ok()) return reply->SendError(known);
+          reply->Send(200, kJson, ModelBody((*model)->model()));
+        });
   }
 
   void Health(Reply& reply) const {
     const bool draining = runtime.calls.draining();
     const bool ok = !draining && healthy();
     reply.Send(ok ? 200 : 503, kJson,
-               Cat("{\"status\":\"", ok ? "ok" : draining ? "draining" : "unavailable", "\"}"));
+               Cat("{\"status\":\"",
+                   ok         ? "ok"
+                   : draining ? "draining"
+                              : "unavailable",
+                   "\"}"));
   }
 };
 
 HttpApi::HttpApi(const HttpApiOptions& options, services::ServiceRuntime& runtime,
-                 const TenantDirectory& tenants, Pipeline& pipeline,
-                 std::function<bool()> healthy)
+                 const TenantDirectory& tenants, Pipeline& pipeline, std::function<bool()> healthy)
     : impl_(new Impl{options, runtime, tenants, pipeline, pipeline.parts(), std::move(healthy),
                      std::find(options.cors_origins.begin(), options.cors_origins.end(), "*") !=
                          options.cors_origins.end()}) {}
 
 HttpApi::~HttpApi() = default;
 
-void HttpApi::Handle(HttpRequest request, std::shared_ptr<HttpExchange> exchange) {
+void HttpApi::Handle(const HttpRequest& request, std::shared_ptr<HttpExchange> exchange) {
   const std::string path = request.target.substr(0, request.target.find('?'));
   constexpr std::string_view kModels = "/v1/models/";
   struct Route {
     std::string_view path;
     bool post;
   };
-  static constexpr Route kRoutes[] = {{"/v1/chat/completions", true}, {"/v1/completions", true},
-                                      {"/v1/models", false},          {"/health", false},
+  static constexpr Route kRoutes[] = {{"/v1/chat/completions", true},
+                                      {"/v1/completions", true},
+                                      {"/v1/models", false},
+                                      {"/health", false},
                                       {"/metrics", false}};
   const Route* route = nullptr;
   for (const Route& known : kRoutes) {
@@ -424,8 +427,8 @@ void HttpApi::Handle(HttpRequest request, std::shared_ptr<HttpExchange> exchange
   }
   if (path == "/health") return impl_->Health(*reply);
   if (draining && path != "/metrics") {
-    return reply->SendError(services::WithReason(
-        absl::UnavailableError("the service is shutting down"), "DRAINING"));
+    return reply->SendError(
+        services::WithReason(absl::UnavailableError("the service is shutting down"), "DRAINING"));
   }
 
   auto identity = impl_->tenants.Identify(request.Header("authorization"));
@@ -444,11 +447,11 @@ void HttpApi::Handle(HttpRequest request, std::shared_ptr<HttpExchange> exchange
                        services::RenderMetrics(*impl_->runtime.metrics));
   }
   if (post) {
-    return impl_->Complete(request, std::move(reply), *std::move(identity),
-                           path == "/v1/chat/completions");
+    return impl_->Complete(request, reply, *std::move(identity), path == "/v1/chat/completions");
   }
-  impl_->Models(std::move(reply), one_model ? std::optional(PercentDecode(path.substr(kModels.size())))
-                                            : std::nullopt);
+  impl_->Models(std::move(reply), one_model
+                                      ? std::optional(PercentDecode(path.substr(kModels.size())))
+                                      : std::nullopt);
 }
 
 }  // namespace cogumi::gateway

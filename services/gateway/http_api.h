@@ -34,7 +34,7 @@ class HttpApi {
   ~HttpApi();
 
   // The handler of the server.
-  void Handle(HttpRequest request, std::shared_ptr<HttpExchange> exchange);
+  void Handle(const HttpRequest& request, std::shared_ptr<HttpExchange> exchange);
 
  private:
   struct Impl;

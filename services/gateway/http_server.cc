@@ -63,12 +63,13 @@ std::string LowerCase(std::string_view text) {
 // One answer, shared by the handler's threads and the connection.
 struct Answer {
   std::mutex mutex;
-  std::string pending;      // framed bytes that wait
-  size_t in_flight = 0;     // bytes that are being written
-  bool scheduled = false;   // a pump is posted
+  std::string pending;     // framed bytes that wait
+  int fd = -1;             // the socket while it is this answer's, for Flush
+  size_t in_flight = 0;    // bytes that are being written
+  bool scheduled = false;  // a pump is posted
   bool chunked = false;
   bool ended = false;
-  bool clean = true;        // false: close behind it
+  bool clean = true;  // false: close behind it
   bool gone = false;
   bool overflow = false;
   int status = 0;
@@ -115,11 +116,20 @@ class Connection : public std::enable_shared_from_this<Connection> {
     asio::post(socket_.get_executor(), [self = shared_from_this()] { self->Start(); });
   }
 
-  // Any thread: asks for a Pump.
-  void Schedule(const std::shared_ptr<Answer>& answer) {
+  // Any thread: sends what waits as far as the kernel takes it, and leaves the rest and the end of
+  // the answer to the strand. Handing each token to another thread would cost more than the token.
+  void Flush(const std::shared_ptr<Answer>& answer) {
     {
       std::lock_guard lock(answer->mutex);
-      if (answer->scheduled) return;
+      // The descriptor is open while it stands here: Abort takes this lock before it closes.
+      if (answer->fd >= 0 && !answer->overflow && answer->in_flight == 0 &&
+          !answer->pending.empty()) {
+        const ssize_t sent = ::send(answer->fd, answer->pending.data(), answer->pending.size(),
+                                    MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (sent > 0) answer->pending.erase(0, static_cast<size_t>(sent));
+      }
+      const bool more = !answer->pending.empty() || answer->ended || answer->overflow;
+      if (answer->fd < 0 || answer->scheduled || !more) return;
       answer->scheduled = true;
     }
     asio::post(socket_.get_executor(), [weak = weak_from_this(), answer] {
@@ -150,16 +160,28 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   // Closes the connection when `seconds` pass without another Arm or Disarm.
   void Arm(double seconds) {
-    timer_.expires_after(std::chrono::duration_cast<std::chrono::steady_clock::duration>(
-        std::chrono::duration<double>(seconds)));
-    // An expiry may be queued already when the timer is set anew: its number is then an old one.
-    timer_.async_wait([self = shared_from_this(), armed = ++armed_](error_code error) {
-      if (!error && armed == self->armed_) self->Abort();
-    });
+    deadline_ = std::chrono::steady_clock::now() +
+                std::chrono::duration_cast<std::chrono::steady_clock::duration>(
+                    std::chrono::duration<double>(seconds));
+    // A timer that expires no later looks at the deadline again: most are moved on in time, and
+    // setting the clock for each would be a system call each.
+    if (timer_pending_ && timer_.expiry() <= deadline_) return;
+    timer_.expires_at(deadline_);  // cancels the pending wait
+    WaitForTimer();
   }
-  void Disarm() {
-    ++armed_;
-    timer_.cancel();
+  void Disarm() { deadline_ = SteadyTime::max(); }
+
+  void WaitForTimer() {
+    timer_pending_ = true;
+    timer_.async_wait([weak = weak_from_this(), wait = ++timer_waits_](error_code error) {
+      const auto self = weak.lock();
+      if (self == nullptr || wait != self->timer_waits_) return;
+      self->timer_pending_ = false;
+      if (error || self->deadline_ == SteadyTime::max()) return;
+      if (std::chrono::steady_clock::now() >= self->deadline_) return self->Abort();
+      self->timer_.expires_at(self->deadline_);
+      self->WaitForTimer();
+    });
   }
 
   void ReadNext() {
@@ -222,8 +244,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   void OnReadError(error_code error) {
     if (error == http::error::header_limit) {
-      return Refuse(431, absl::StrCat("the request's header is larger than ", kMaxHeaderBytes,
-                                      " bytes"));
+      return Refuse(
+          431, absl::StrCat("the request's header is larger than ", kMaxHeaderBytes, " bytes"));
     }
     if (error == http::error::body_limit) {
       return Refuse(413, absl::StrCat("the request's body is larger than ",
@@ -252,8 +274,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
     request.method = std::string(message.method_string());
     request.target = std::string(message.target());
     for (const auto& field : message) {
-      std::string& value = request.headers[LowerCase({field.name_string().data(),
-                                                      field.name_string().size()})];
+      std::string& value =
+          request.headers[LowerCase({field.name_string().data(), field.name_string().size()})];
       if (!value.empty()) value += ", ";
       value.append(field.value().data(), field.value().size());
     }
@@ -353,25 +375,26 @@ class Connection : public std::enable_shared_from_this<Connection> {
       on_finished = std::move(answer_->on_finished);
       answer_->on_finished = nullptr;
       answer_->on_gone = nullptr;
+      answer_->fd = -1;
       status = answer_->status;
     }
     if (on_finished) on_finished(status, SecondsSince(answer_->started));
+    held_ = nullptr;
   }
 
   // Closes at once; an unfinished answer's maker is told.
   void Abort() {
     Disarm();
-    error_code ignored;
-    socket_.close(ignored);
+    const std::shared_ptr<Connection> held = std::move(held_);
     const std::shared_ptr<Answer> answer = std::exchange(answer_, nullptr);
-    if (answer == nullptr) return;
     std::function<void(bool)> on_gone;
     std::function<void(int, double)> on_finished;
     bool overflow = false;
     int status = 0;
-    {
+    if (answer != nullptr) {
       std::lock_guard lock(answer->mutex);
       answer->gone = true;
+      answer->fd = -1;
       answer->pending = std::string();
       overflow = answer->overflow;
       status = answer->status;
@@ -380,6 +403,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
       on_finished = std::move(answer->on_finished);
       answer->on_finished = nullptr;
     }
+    error_code ignored;
+    socket_.close(ignored);
     if (on_gone) on_gone(overflow);
     if (on_finished) on_finished(status, SecondsSince(answer->started));
   }
@@ -392,8 +417,11 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::string continue_;
   std::string out_;  // the write in flight
   std::shared_ptr<Answer> answer_;
+  std::shared_ptr<Connection> held_;  // itself, while an answer is awaited
   SteadyTime started_;
-  uint64_t armed_ = 0;
+  SteadyTime deadline_ = SteadyTime::max();
+  bool timer_pending_ = false;
+  uint64_t timer_waits_ = 0;
   bool idle_ = false;
   bool watching_ = false;
   bool next_after_watch_ = false;
@@ -413,7 +441,7 @@ class Exchange : public HttpExchange {
       answer_->ended = true;
       answer_->clean = false;
     }
-    Schedule();
+    Flush();
   }
 
   void Respond(int status, const HttpHeaders& headers, std::string body) override {
@@ -429,7 +457,7 @@ class Exchange : public HttpExchange {
       if (!answer_->head && status != 204) answer_->pending += body;
       answer_->ended = true;
     }
-    Schedule();
+    Flush();
   }
 
   void StartStream(int status, const HttpHeaders& headers) override {
@@ -443,7 +471,7 @@ class Exchange : public HttpExchange {
       if (answer_->chunked) answer_->pending += "Transfer-Encoding: chunked\r\n";
       answer_->pending += "\r\n";
     }
-    Schedule();
+    Flush();
   }
 
   bool Write(std::string_view piece) override {
@@ -464,7 +492,7 @@ class Exchange : public HttpExchange {
         answer_->pending.append(piece);
       }
     }
-    Schedule();
+    Flush();
     std::lock_guard lock(answer_->mutex);
     return !answer_->overflow;
   }
@@ -478,7 +506,7 @@ class Exchange : public HttpExchange {
       // What was written still goes out, then the connection ends without the last chunk.
       if (!clean) answer_->keep_alive = false;
     }
-    Schedule();
+    Flush();
   }
 
   void SetOnGone(std::function<void(bool)> on_gone) override {
@@ -516,8 +544,8 @@ class Exchange : public HttpExchange {
     out += answer_->keep_alive ? "Connection: keep-alive\r\n" : "Connection: close\r\n";
   }
 
-  void Schedule() {
-    if (auto connection = connection_.lock()) connection->Schedule(answer_);
+  void Flush() {
+    if (auto connection = connection_.lock()) connection->Flush(answer_);
   }
 
   const std::shared_ptr<Core> core_;
@@ -532,6 +560,8 @@ void Connection::Begin(HttpRequest request, bool keep_alive, bool http11) {
   answer_->http11 = http11;
   answer_->head = request.method == "HEAD";
   answer_->started = started_;
+  answer_->fd = socket_.native_handle();
+  held_ = shared_from_this();
   parser_.reset();
   // A refused request's rest is unread: nothing to watch for in it.
   if (request.refused_status == 0) Watch();
@@ -568,8 +598,7 @@ class BeastHttpServer : public HttpServer {
     uint32_t port = 0;
     std::string host = colon == std::string::npos ? "" : address.substr(0, colon);
     if (host.empty() || !absl::SimpleAtoi(address.substr(colon + 1), &port) || port > 65535) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("http: \"", address, "\" is not host:port"));
+      return absl::InvalidArgumentError(absl::StrCat("http: \"", address, "\" is not host:port"));
     }
     if (host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
     if (host == "localhost") host = "127.0.0.1";
@@ -616,13 +645,12 @@ class BeastHttpServer : public HttpServer {
   }
 
   void Accept() {
-    acceptor_.async_accept(asio::make_strand(core_->io),
-                           [this](error_code error, Socket socket) {
-                             if (!acceptor_.is_open()) return;
-                             if (error) return AcceptLater();
-                             Take(std::move(socket));
-                             Accept();
-                           });
+    acceptor_.async_accept(asio::make_strand(core_->io), [this](error_code error, Socket socket) {
+      if (!acceptor_.is_open()) return;
+      if (error) return AcceptLater();
+      Take(std::move(socket));
+      Accept();
+    });
   }
 
   // Out of descriptors, most likely: a busy loop would not help.

@@ -22,8 +22,7 @@ int main(int argc, char** argv) {
   };
   main_options.ready = [](cogumi::services::RunningService& service,
                           cogumi::services::ReadyLine* line) {
-    const std::string& http =
-        static_cast<cogumi::gateway::Gateway&>(service).http_address();
+    const std::string& http = static_cast<cogumi::gateway::Gateway&>(service).http_address();
     if (!http.empty()) line->extra.emplace_back("http", http);
   };
   return cogumi::services::ServiceMain(argc, argv, main_options);

@@ -25,14 +25,14 @@ constexpr size_t kMaxTenants = 64;
 
 const Buckets& FirstTokenBuckets() {
   static const Buckets* const kBuckets =
-      new Buckets{.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75,
+      new Buckets{.001, .005, .01, .02, .04, .06, .08, .1, .25, .5,  .75,
                   1,    2.5,  5,   7.5, 10,  20,  40,  80, 160, 640, 2560};
   return *kBuckets;
 }
 
 const Buckets& LongBuckets() {
-  static const Buckets* const kBuckets = new Buckets{
-      .001, .005, .01, .05, .1, .3, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600};
+  static const Buckets* const kBuckets =
+      new Buckets{.001, .005, .01, .05, .1, .3, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600};
   return *kBuckets;
 }
 
@@ -43,8 +43,7 @@ const Buckets& ShortBuckets() {
 }
 
 const Buckets& ConfidenceBuckets() {
-  static const Buckets* const kBuckets =
-      new Buckets{.1, .2, .3, .4, .5, .6, .7, .8, .9, .95, 1};
+  static const Buckets* const kBuckets = new Buckets{.1, .2, .3, .4, .5, .6, .7, .8, .9, .95, 1};
   return *kBuckets;
 }
 
@@ -242,8 +241,7 @@ void GatewayMetrics::ObserveHttp(std::string_view route, std::string_view method
 void GatewayMetrics::HttpConnections(int change) { impl_->http_connections.Increment(change); }
 
 void GatewayMetrics::CountQuotaRefusal(std::string_view tenant, std::string_view reason) {
-  impl_->quota_refusals
-      .Add({{"tenant", impl_->tenants(tenant)}, {"reason", std::string(reason)}})
+  impl_->quota_refusals.Add({{"tenant", impl_->tenants(tenant)}, {"reason", std::string(reason)}})
       .Increment();
 }
 

@@ -93,12 +93,11 @@ absl::Status CheckModelName(const std::string& name, const cogumi::v1::ModelInfo
       name[id.size()] == ':') {
     return services::NotBuilt("adapter");
   }
-  return services::WithReason(
-      services::WithField(
-          absl::NotFoundError(absl::StrCat("the model \"", name.substr(0, 128),
-                                           "\" does not exist; served is \"", id, "\"")),
-          "model"),
-      "MODEL_NOT_FOUND");
+  return services::WithReason(services::WithField(absl::NotFoundError(absl::StrCat(
+                                                      "the model \"", name.substr(0, 128),
+                                                      "\" does not exist; served is \"", id, "\"")),
+                                                  "model"),
+                              "MODEL_NOT_FOUND");
 }
 
 std::string SystemFingerprint(const std::string& model_digest, const std::string& kernel_digest) {

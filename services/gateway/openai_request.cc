@@ -26,14 +26,33 @@ constexpr int kDefaultCompletionTokens = 16;  // OpenAI's
 constexpr size_t kMaxUserBytes = 512;
 
 // Known to OpenAI's clients, not built here.
-constexpr std::array<std::string_view, 27> kUnsupportedChat = {
-    "audio",           "cache_prompt",     "chat_template",         "chat_template_kwargs",
-    "function_call",   "functions",        "grammar",               "guided_json",
-    "json_schema",     "metadata",         "modalities",            "parallel_tool_calls",
-    "prediction",      "prompt_cache_key", "reasoning",             "reasoning_effort",
-    "response_format", "safety_identifier", "service_tier",         "store",
-    "thinking",        "tool_choice",      "tools",                 "top_a",
-    "verbosity",       "web_search",       "web_search_options"};
+constexpr std::array<std::string_view, 27> kUnsupportedChat = {"audio",
+                                                               "cache_prompt",
+                                                               "chat_template",
+                                                               "chat_template_kwargs",
+                                                               "function_call",
+                                                               "functions",
+                                                               "grammar",
+                                                               "guided_json",
+                                                               "json_schema",
+                                                               "metadata",
+                                                               "modalities",
+                                                               "parallel_tool_calls",
+                                                               "prediction",
+                                                               "prompt_cache_key",
+                                                               "reasoning",
+                                                               "reasoning_effort",
+                                                               "response_format",
+                                                               "safety_identifier",
+                                                               "service_tier",
+                                                               "store",
+                                                               "thinking",
+                                                               "tool_choice",
+                                                               "tools",
+                                                               "top_a",
+                                                               "verbosity",
+                                                               "web_search",
+                                                               "web_search_options"};
 constexpr std::array<std::string_view, 6> kUnsupportedCompletion = {
     "best_of", "echo", "grammar", "guided_json", "response_format", "suffix"};
 
@@ -44,11 +63,11 @@ absl::Status TypeError(std::string_view field, std::string_view want, const json
 }
 
 absl::Status Unsupported(std::string_view field) {
-  return services::WithReason(services::WithField(absl::UnimplementedError(Cat(
-                                                      "Unsupported parameter: '", field,
-                                                      "' is not supported by this server.")),
-                                                  field),
-                              "UNSUPPORTED_PARAMETER");
+  return services::WithReason(
+      services::WithField(absl::UnimplementedError(Cat("Unsupported parameter: '", field,
+                                                       "' is not supported by this server.")),
+                          field),
+      "UNSUPPORTED_PARAMETER");
 }
 
 absl::Status Unknown(std::string_view field) {
@@ -211,7 +230,8 @@ absl::Status ReadTokens(const json& value, v1::TokenIds* tokens) {
 
 // A string, an array of strings, an array of tokens, or an array of arrays of tokens.
 absl::Status ReadPrompt(const json& value, std::vector<v1::CompleteRequest>* prompts) {
-  static constexpr char kWant[] = "a string, an array of strings, or an array of (arrays of) tokens";
+  static constexpr char kWant[] =
+      "a string, an array of strings, or an array of (arrays of) tokens";
   if (value.is_string()) {
     prompts->emplace_back().set_text(value.get<std::string>());
     return absl::OkStatus();
@@ -274,8 +294,8 @@ absl::StatusOr<bool> ReadCommon(const std::string& key, const json& value, OpenA
   } else if (key == "user") {
     ASSIGN_OR_RETURN(const std::string user, ReadString(key, value));
     if (user.size() > kMaxUserBytes) {
-      return FieldError(key, Cat("has ", user.size(), " bytes, at most ", kMaxUserBytes,
-                                 " are allowed"));
+      return FieldError(
+          key, Cat("has ", user.size(), " bytes, at most ", kMaxUserBytes, " are allowed"));
     }
   } else {
     return false;
@@ -291,11 +311,10 @@ absl::StatusOr<json> ParseObject(std::string_view body) {
   } catch (const json::exception& error) {
     // Its text quotes the person's body: only the place is told.
     const auto* parse = dynamic_cast<const json::parse_error*>(&error);
-    return services::WithReason(
-        absl::InvalidArgumentError(
-            Cat("the request's body is not valid JSON",
-                parse == nullptr ? "" : Cat(" (at byte ", parse->byte, ")"))),
-        "INVALID_JSON");
+    return services::WithReason(absl::InvalidArgumentError(Cat(
+                                    "the request's body is not valid JSON",
+                                    parse == nullptr ? "" : Cat(" (at byte ", parse->byte, ")"))),
+                                "INVALID_JSON");
   }
   if (!document.is_object()) {
     return services::WithReason(
@@ -371,11 +390,28 @@ absl::StatusOr<OpenAiRequest> ParseOpenAiChat(std::string_view body) {
   for (const auto& [key, value] : document.items()) {
     if (value.is_null()) {
       // Absent, when there is such a field at all.
-      static constexpr std::array<std::string_view, 22> kKnown = {
-          "model", "messages", "stream", "stream_options", "n", "seed", "stop", "logit_bias",
-          "temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty",
-          "repetition_penalty", "top_k", "user", "max_tokens", "max_completion_tokens",
-          "logprobs", "top_logprobs", "response_format", "tools"};
+      static constexpr std::array<std::string_view, 22> kKnown = {"model",
+                                                                  "messages",
+                                                                  "stream",
+                                                                  "stream_options",
+                                                                  "n",
+                                                                  "seed",
+                                                                  "stop",
+                                                                  "logit_bias",
+                                                                  "temperature",
+                                                                  "top_p",
+                                                                  "min_p",
+                                                                  "presence_penalty",
+                                                                  "frequency_penalty",
+                                                                  "repetition_penalty",
+                                                                  "top_k",
+                                                                  "user",
+                                                                  "max_tokens",
+                                                                  "max_completion_tokens",
+                                                                  "logprobs",
+                                                                  "top_logprobs",
+                                                                  "response_format",
+                                                                  "tools"};
       if (!Contains(kKnown, key) && !Contains(kUnsupportedChat, key)) return Unknown(key);
       continue;
     }
@@ -425,10 +461,25 @@ absl::StatusOr<OpenAiRequest> ParseOpenAiCompletion(std::string_view body) {
   sampling.set_max_tokens(kDefaultCompletionTokens);
   for (const auto& [key, value] : document.items()) {
     if (value.is_null()) {
-      static constexpr std::array<std::string_view, 19> kKnown = {
-          "model", "prompt", "stream", "stream_options", "n", "seed", "stop", "logit_bias",
-          "temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty",
-          "repetition_penalty", "top_k", "user", "max_tokens", "logprobs", "echo"};
+      static constexpr std::array<std::string_view, 19> kKnown = {"model",
+                                                                  "prompt",
+                                                                  "stream",
+                                                                  "stream_options",
+                                                                  "n",
+                                                                  "seed",
+                                                                  "stop",
+                                                                  "logit_bias",
+                                                                  "temperature",
+                                                                  "top_p",
+                                                                  "min_p",
+                                                                  "presence_penalty",
+                                                                  "frequency_penalty",
+                                                                  "repetition_penalty",
+                                                                  "top_k",
+                                                                  "user",
+                                                                  "max_tokens",
+                                                                  "logprobs",
+                                                                  "echo"};
       if (!Contains(kKnown, key) && !Contains(kUnsupportedCompletion, key)) return Unknown(key);
       continue;
     }

@@ -22,7 +22,7 @@ struct OpenAiRequest {
   bool include_usage = false;  // stream_options.include_usage
   int n = 1;
   bool logprobs = false;
-  cogumi::v1::ChatRequest chat_request;             // chat
+  cogumi::v1::ChatRequest chat_request;              // chat
   std::vector<cogumi::v1::CompleteRequest> prompts;  // completions
 };
 

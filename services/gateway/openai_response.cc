@@ -204,8 +204,7 @@ std::string ErrorCode(const absl::Status& status) {
 void AppendModel(const v1::ModelDescription& model, std::string* out) {
   out->append("{\"id\":");
   AppendQuoted(services::ToValidUtf8(model.id()), out);
-  *out += Cat(",\"object\":\"model\",\"created\":", model.created(),
-              ",\"owned_by\":\"cogumi\"}");
+  *out += Cat(",\"object\":\"model\",\"created\":", model.created(), ",\"owned_by\":\"cogumi\"}");
 }
 
 }  // namespace

@@ -125,9 +125,8 @@ class Call final : public PipelineCall, public std::enable_shared_from_this<Call
       }
     }
     parts_.models->Get([call = shared_from_this()](absl::StatusOr<ModelSnapshot> model) {
-      call->Post([&call = *call, model = std::move(model)]() mutable {
-        call.OnModel(std::move(model));
-      });
+      call->Post(
+          [&call = *call, model = std::move(model)]() mutable { call.OnModel(std::move(model)); });
     });
   }
 
@@ -228,19 +227,18 @@ class Call final : public PipelineCall, public std::enable_shared_from_this<Call
     services::RequestContext context = request_.context;
     context.deadline =
         std::min(context.deadline, route_started_ + pipeline_.options().router_seconds);
-    parts_.backends->Route(
-        context, LastMessages<v1::RouteRequest>(conversation, kRouterMessages),
-        [call = shared_from_this()](absl::StatusOr<v1::RouteResponse> response) {
-          call->Post([&call = *call, response = std::move(response)]() mutable {
-            if (response.ok()) {
-              call.parts_.metrics->CountRoute(*response);
-              call.route_ = *std::move(response);
-            } else {
-              call.Degraded("Route", response.status());
-            }
-            call.OnRouter();
-          });
-        });
+    parts_.backends->Route(context, LastMessages<v1::RouteRequest>(conversation, kRouterMessages),
+                           [call = shared_from_this()](absl::StatusOr<v1::RouteResponse> response) {
+                             call->Post([&call = *call, response = std::move(response)]() mutable {
+                               if (response.ok()) {
+                                 call.parts_.metrics->CountRoute(*response);
+                                 call.route_ = *std::move(response);
+                               } else {
+                                 call.Degraded("Route", response.status());
+                               }
+                               call.OnRouter();
+                             });
+                           });
     parts_.backends->Detect(
         context, LastMessages<v1::DetectRequest>(conversation, kDetectMessages),
         [call = shared_from_this()](absl::StatusOr<v1::DetectResponse> response) {
@@ -328,9 +326,8 @@ class Call final : public PipelineCall, public std::enable_shared_from_this<Call
   }
 
   const v1::SamplingParams& Sampling(size_t choice) const {
-    return request_.chat
-               ? request_.chat->sampling()
-               : request_.prompts[choice / static_cast<size_t>(request_.n)].sampling();
+    return request_.chat ? request_.chat->sampling()
+                         : request_.prompts[choice / static_cast<size_t>(request_.n)].sampling();
   }
 
   void TakeFeatures(const v1::GenerateChunk& chunk) {
@@ -387,13 +384,11 @@ class Call final : public PipelineCall, public std::enable_shared_from_this<Call
     committing_ = true;
     session_started_ = Now();
     const v1::Message& last = request_.chat->messages(request_.chat->messages_size() - 1);
-    parts_.sessions->Commit(session_key_->first, session_key_->second, last.content(),
-                            std::move(answer_),
-                            [call = shared_from_this()](absl::StatusOr<int64_t> number) {
-                              call->Post([&call = *call, number = std::move(number)] {
-                                call.OnCommitted(number);
-                              });
-                            });
+    parts_.sessions->Commit(
+        session_key_->first, session_key_->second, last.content(), std::move(answer_),
+        [call = shared_from_this()](absl::StatusOr<int64_t> number) {
+          call->Post([&call = *call, number = std::move(number)] { call.OnCommitted(number); });
+        });
   }
 
   void OnCommitted(const absl::StatusOr<int64_t>& number) {
@@ -524,21 +519,20 @@ class Call final : public PipelineCall, public std::enable_shared_from_this<Call
       std::lock_guard lock(pipeline_.mutex_);
       ++pipeline_.assessments_;
     }
-    parts_.backends->Assess(
-        context, features_,
-        [pipeline = &pipeline_, id = request_.context.request_id,
-         created = created_ms_](absl::StatusOr<v1::AssessResponse> response) {
-          const PipelineParts& parts = pipeline->parts();
-          if (response.ok()) {
-            parts.metrics->ObserveConfidence(*response);
-            parts.explain->SetConfidence(id, created, *std::move(response));
-          } else {
-            parts.metrics->CountRouterDegraded("Assess");
-          }
-          std::lock_guard lock(pipeline->mutex_);
-          --pipeline->assessments_;
-          pipeline->idle_.notify_all();
-        });
+    parts_.backends->Assess(context, features_,
+                            [pipeline = &pipeline_, id = request_.context.request_id,
+                             created = created_ms_](absl::StatusOr<v1::AssessResponse> response) {
+                              const PipelineParts& parts = pipeline->parts();
+                              if (response.ok()) {
+                                parts.metrics->ObserveConfidence(*response);
+                                parts.explain->SetConfidence(id, created, *std::move(response));
+                              } else {
+                                parts.metrics->CountRouterDegraded("Assess");
+                              }
+                              std::lock_guard lock(pipeline->mutex_);
+                              --pipeline->assessments_;
+                              pipeline->idle_.notify_all();
+                            });
   }
 
   Pipeline& pipeline_;

@@ -15,8 +15,8 @@ constexpr double kMinute = 60;
 constexpr double kStreamRetrySeconds = 1;
 
 absl::Status Refusal(const char* reason, const std::string& message, double retry_seconds) {
-  return services::WithRetry(
-      services::WithReason(absl::ResourceExhaustedError(message), reason), retry_seconds);
+  return services::WithRetry(services::WithReason(absl::ResourceExhaustedError(message), reason),
+                             retry_seconds);
 }
 
 double PerSecond(int64_t per_minute) { return static_cast<double>(per_minute) / kMinute; }
@@ -44,9 +44,8 @@ void QuotaManager::Refill(State& state) const {
   const double now = clock_.Now();
   const double elapsed = std::max(0.0, now - state.refilled);
   state.refilled = now;
-  state.requests =
-      std::min(static_cast<double>(state.quota.requests_per_minute),
-               state.requests + elapsed * PerSecond(state.quota.requests_per_minute));
+  state.requests = std::min(static_cast<double>(state.quota.requests_per_minute),
+                            state.requests + elapsed * PerSecond(state.quota.requests_per_minute));
   state.tokens = std::min(static_cast<double>(state.quota.tokens_per_minute),
                           state.tokens + elapsed * PerSecond(state.quota.tokens_per_minute));
 }
@@ -75,16 +74,16 @@ absl::StatusOr<std::unique_ptr<QuotaManager::Lease>> QuotaManager::Admit(const s
                    kStreamRetrySeconds);
   }
   if (quota.requests_per_minute > 0 && state.requests < 1) {
-    return Refusal("REQUEST_QUOTA",
-                   absl::StrCat("the limit of ", quota.requests_per_minute,
-                                " requests a minute is reached"),
-                   (1 - state.requests) / PerSecond(quota.requests_per_minute));
+    return Refusal(
+        "REQUEST_QUOTA",
+        absl::StrCat("the limit of ", quota.requests_per_minute, " requests a minute is reached"),
+        (1 - state.requests) / PerSecond(quota.requests_per_minute));
   }
   if (quota.tokens_per_minute > 0 && state.tokens <= 0) {
-    return Refusal("TOKEN_QUOTA",
-                   absl::StrCat("the limit of ", quota.tokens_per_minute,
-                                " tokens a minute is reached"),
-                   (1 - state.tokens) / PerSecond(quota.tokens_per_minute));
+    return Refusal(
+        "TOKEN_QUOTA",
+        absl::StrCat("the limit of ", quota.tokens_per_minute, " tokens a minute is reached"),
+        (1 - state.tokens) / PerSecond(quota.tokens_per_minute));
   }
   state.requests -= 1;
   state.streams += streams;

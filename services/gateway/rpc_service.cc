@@ -42,8 +42,8 @@ absl::StatusOr<Identity> Identify(const TenantDirectory& tenants,
 
 absl::Status RequireUser(const Identity& identity) {
   if (identity.user) return absl::OkStatus();
-  return services::WithReason(
-      absl::PermissionDeniedError("the token does not have the role user"), "ROLE_MISSING");
+  return services::WithReason(absl::PermissionDeniedError("the token does not have the role user"),
+                              "ROLE_MISSING");
 }
 
 absl::Status RequireOperator(const Identity& identity) {
@@ -171,20 +171,20 @@ class GatewayRpcService final : public v1::GatewayService::CallbackService {
       return reply.get();
     }
     response->set_session_id(request->session_id());
-    parts_.sessions->Load(
-        identity->tenant, request->session_id(),
-        [this, reply, response](absl::StatusOr<std::vector<StoredTurn>> turns) {
-          if (!turns.ok()) parts_.metrics->CountSessionError("get", turns.status());
-          if (!turns.ok()) return reply->Reply(turns.status());
-          for (StoredTurn& turn : *turns) {
-            v1::Turn* out = response->add_turns();
-            out->set_number(turn.number);
-            out->set_user(std::move(turn.user));
-            out->set_assistant(std::move(turn.assistant));
-            out->set_created_ms(turn.created_ms);
-          }
-          reply->Reply(absl::OkStatus());
-        });
+    parts_.sessions->Load(identity->tenant, request->session_id(),
+                          [this, reply, response](absl::StatusOr<std::vector<StoredTurn>> turns) {
+                            if (!turns.ok())
+                              parts_.metrics->CountSessionError("get", turns.status());
+                            if (!turns.ok()) return reply->Reply(turns.status());
+                            for (StoredTurn& turn : *turns) {
+                              v1::Turn* out = response->add_turns();
+                              out->set_number(turn.number);
+                              out->set_user(std::move(turn.user));
+                              out->set_assistant(std::move(turn.assistant));
+                              out->set_created_ms(turn.created_ms);
+                            }
+                            reply->Reply(absl::OkStatus());
+                          });
     return reply.get();
   }
 
@@ -228,23 +228,20 @@ class GatewayRpcService final : public v1::GatewayService::CallbackService {
   grpc::ServerUnaryReactor* Explain(grpc::CallbackServerContext* context,
                                     const v1::ExplainRequest* request,
                                     v1::ExplainResponse* response) override {
-    return services::Unary(runtime_, context, "Explain",
-                           [&](services::RpcCall& call) -> absl::Status {
-                             ASSIGN_OR_RETURN(const Identity identity,
-                                              Identify(tenants_, *context, call));
-                             RETURN_IF_ERROR(RequireOperator(identity));
-                             if (!services::IsValidRequestId(request->request_id())) {
-                               return services::FieldError("request_id",
-                                                           "must match ^[A-Za-z0-9._-]{1,128}$");
-                             }
-                             auto record = parts_.explain->Find(request->request_id());
-                             if (!record) {
-                               return absl::NotFoundError(
-                                   "no recent request has this id; only the latest are kept");
-                             }
-                             *response = *std::move(record);
-                             return absl::OkStatus();
-                           });
+    return services::Unary(
+        runtime_, context, "Explain", [&](services::RpcCall& call) -> absl::Status {
+          ASSIGN_OR_RETURN(const Identity identity, Identify(tenants_, *context, call));
+          RETURN_IF_ERROR(RequireOperator(identity));
+          if (!services::IsValidRequestId(request->request_id())) {
+            return services::FieldError("request_id", "must match ^[A-Za-z0-9._-]{1,128}$");
+          }
+          auto record = parts_.explain->Find(request->request_id());
+          if (!record) {
+            return absl::NotFoundError("no recent request has this id; only the latest are kept");
+          }
+          *response = *std::move(record);
+          return absl::OkStatus();
+        });
   }
 
  private:

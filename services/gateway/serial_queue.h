@@ -1,8 +1,8 @@
 // Runs tasks one at a time, in order, on the threads that post them.
 //
 // A task posted while another runs (from any thread, also from inside that task) waits in the queue
-// and is run by the thread that is at it: no lock is held while a task runs, so a task may call code
-// that calls back at once, as gRPC's TryCancel may.
+// and is run by the thread that is at it: no lock is held while a task runs, so a task may call
+// code that calls back at once, as gRPC's TryCancel may.
 #pragma once
 
 #include <deque>

@@ -79,8 +79,8 @@ class Database {
   Database& operator=(const Database&) = delete;
 
   absl::Status Open(const std::string& path, int busy_timeout_ms, bool read_only) {
-    const int flags = SQLITE_OPEN_NOMUTEX |
-                      (read_only ? SQLITE_OPEN_READONLY : SQLITE_OPEN_READWRITE);
+    const int flags =
+        SQLITE_OPEN_NOMUTEX | (read_only ? SQLITE_OPEN_READONLY : SQLITE_OPEN_READWRITE);
     const int code = sqlite3_open_v2(path.c_str(), &handle_, flags, nullptr);
     if (code != SQLITE_OK) return Error(code, absl::StrCat("open ", path));
     sqlite3_extended_result_codes(handle_, 1);
@@ -147,16 +147,16 @@ class Database {
   static std::string Text(sqlite3_stmt* statement, int column) {
     const void* data = sqlite3_column_blob(statement, column);
     const int bytes = sqlite3_column_bytes(statement, column);
-    return data == nullptr ? std::string()
-                           : std::string(static_cast<const char*>(data),
-                                         static_cast<size_t>(bytes));
+    return data == nullptr
+               ? std::string()
+               : std::string(static_cast<const char*>(data), static_cast<size_t>(bytes));
   }
 
   int Changes() const { return sqlite3_changes(handle_); }
 
   absl::Status Error(int code, absl::string_view what) const {
-    return ToStatus(code, what, handle_ == nullptr ? sqlite3_errstr(code)
-                                                   : sqlite3_errmsg(handle_));
+    return ToStatus(code, what,
+                    handle_ == nullptr ? sqlite3_errstr(code) : sqlite3_errmsg(handle_));
   }
 
  private:
@@ -208,8 +208,8 @@ class Worker {
       std::lock_guard lock(mutex_);
       if (stopping_) return absl::UnavailableError("session store: shutting down");
       if (tasks_.size() >= limit_) {
-        return absl::ResourceExhaustedError(absl::StrCat(
-            "session store: ", limit_, " operations are waiting, which is the limit"));
+        return absl::ResourceExhaustedError(
+            absl::StrCat("session store: ", limit_, " operations are waiting, which is the limit"));
       }
       tasks_.push_back(std::move(task));
     }
@@ -260,8 +260,8 @@ absl::Status PrepareFile(const std::string& path) {
   const int mode_error = errno;
   close(fd);
   if (!private_mode) {
-    return absl::FailedPreconditionError(absl::StrCat("session store: cannot make ", path,
-                                                      " private: ", std::strerror(mode_error)));
+    return absl::FailedPreconditionError(
+        absl::StrCat("session store: cannot make ", path, " private: ", std::strerror(mode_error)));
   }
   // The folder's entry of a new file is to survive a loss of power, too.
   const int folder_fd = open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_CLOEXEC);
@@ -278,8 +278,7 @@ absl::Status PrepareSchema(Database& database, const std::string& path) {
   ASSIGN_OR_RETURN(const int64_t application, database.QueryInt("PRAGMA application_id"));
   ASSIGN_OR_RETURN(const int64_t version, database.QueryInt("PRAGMA user_version"));
   if (application == 0 && version == 0) {
-    ASSIGN_OR_RETURN(const int64_t tables,
-                     database.QueryInt("SELECT count(*) FROM sqlite_master"));
+    ASSIGN_OR_RETURN(const int64_t tables, database.QueryInt("SELECT count(*) FROM sqlite_master"));
     if (tables != 0) {
       return absl::FailedPreconditionError(
           absl::StrCat("session store: ", path, " is a SQLite file of another program"));
@@ -295,10 +294,9 @@ absl::Status PrepareSchema(Database& database, const std::string& path) {
         absl::StrCat("session store: ", path, " is a SQLite file of another program"));
   }
   if (version != kSchemaVersion) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("session store: ", path, " has schema version ", version,
-                     ", this program knows up to ", kSchemaVersion,
-                     "; use the newer program or another file"));
+    return absl::FailedPreconditionError(absl::StrCat(
+        "session store: ", path, " has schema version ", version, ", this program knows up to ",
+        kSchemaVersion, "; use the newer program or another file"));
   }
   return transaction.Commit();
 }
@@ -327,8 +325,8 @@ class SqliteSessionStore : public SessionStore {
   void Load(std::string tenant, std::string session, TurnsCallback done) override {
     // Shared: when the queue is full the callback is still needed here.
     auto callback = std::make_shared<TurnsCallback>(std::move(done));
-    const absl::Status posted = reader_->Post(
-        [this, tenant = std::move(tenant), session = std::move(session), callback] {
+    const absl::Status posted =
+        reader_->Post([this, tenant = std::move(tenant), session = std::move(session), callback] {
           auto turns = LoadNow(tenant, session);
           if (!turns.ok()) ++load_errors_;
           (*callback)(std::move(turns));
@@ -341,9 +339,9 @@ class SqliteSessionStore : public SessionStore {
   void Commit(std::string tenant, std::string session, std::string user, std::string assistant,
               NumberCallback done) override {
     auto callback = std::make_shared<NumberCallback>(std::move(done));
-    const absl::Status posted = writer_->Post(
-        [this, tenant = std::move(tenant), session = std::move(session), user = std::move(user),
-         assistant = std::move(assistant), callback] {
+    const absl::Status posted =
+        writer_->Post([this, tenant = std::move(tenant), session = std::move(session),
+                       user = std::move(user), assistant = std::move(assistant), callback] {
           auto number = CommitNow(tenant, session, user, assistant);
           ++(number.ok() ? commits_ : commit_errors_);
           (*callback)(std::move(number));
@@ -356,8 +354,8 @@ class SqliteSessionStore : public SessionStore {
 
   void Erase(std::string tenant, std::string session, NumberCallback done) override {
     auto callback = std::make_shared<NumberCallback>(std::move(done));
-    const absl::Status posted = writer_->Post(
-        [this, tenant = std::move(tenant), session = std::move(session), callback] {
+    const absl::Status posted =
+        writer_->Post([this, tenant = std::move(tenant), session = std::move(session), callback] {
           auto erased = EraseNow(tenant, session);
           if (erased.ok()) erased_turns_ += static_cast<uint64_t>(*erased);
           (*callback)(std::move(erased));
@@ -366,17 +364,19 @@ class SqliteSessionStore : public SessionStore {
   }
 
   SessionStoreStats Stats() const override {
-    return {.commits = commits_, .commit_errors = commit_errors_, .load_errors = load_errors_,
-            .erased_turns = erased_turns_, .expired_sessions = expired_sessions_};
+    return {.commits = commits_,
+            .commit_errors = commit_errors_,
+            .load_errors = load_errors_,
+            .erased_turns = erased_turns_,
+            .expired_sessions = expired_sessions_};
   }
 
  private:
   int64_t NowMs() const { return static_cast<int64_t>(options_.clock->UnixNow() * 1000); }
   // Sessions last written before this are expired.
   int64_t ExpiryMs() const {
-    return options_.ttl_seconds <= 0
-               ? INT64_MIN
-               : NowMs() - static_cast<int64_t>(options_.ttl_seconds * 1000);
+    return options_.ttl_seconds <= 0 ? INT64_MIN
+                                     : NowMs() - static_cast<int64_t>(options_.ttl_seconds * 1000);
   }
 
   absl::StatusOr<std::vector<StoredTurn>> LoadNow(const std::string& tenant,
@@ -398,8 +398,7 @@ class SqliteSessionStore : public SessionStore {
                        .assistant = Database::Text(statement, 2),
                        .created_ms = sqlite3_column_int64(statement, 3)});
     }
-    const absl::Status status =
-        code == SQLITE_DONE ? absl::OkStatus() : read_.Error(code, "load");
+    const absl::Status status = code == SQLITE_DONE ? absl::OkStatus() : read_.Error(code, "load");
     sqlite3_reset(statement);
     RETURN_IF_ERROR(status);
     return std::vector<StoredTurn>(std::make_move_iterator(turns.rbegin()),

@@ -99,8 +99,8 @@ class TenantFileReader {
       const std::string key = item.first.IsScalar() ? item.first.Scalar() : "?";
       if (known.count(key) > 0) continue;
       std::string allowed;
-      for (const std::string& name : known) absl::StrAppend(&allowed, allowed.empty() ? "" : ", ",
-                                                            name);
+      for (const std::string& name : known)
+        absl::StrAppend(&allowed, allowed.empty() ? "" : ", ", name);
       return Error(where.empty() ? key : absl::StrCat(where, ".", key),
                    absl::StrCat("unknown key; known are ", allowed));
     }
@@ -170,10 +170,10 @@ class TenantFileReader {
     const std::string where = absl::StrCat("tenants.", tenant);
     const auto known = directory_.quotas_.find(tenant);
     if (known == directory_.quotas_.end()) return Error(where, "no token names this tenant");
-    RETURN_IF_ERROR(CheckKeys(node, where, {"requests_per_minute", "tokens_per_minute",
-                                            "concurrent_streams"}));
-    RETURN_IF_ERROR(ReadLimit(node, where, "requests_per_minute",
-                              &known->second.requests_per_minute));
+    RETURN_IF_ERROR(
+        CheckKeys(node, where, {"requests_per_minute", "tokens_per_minute", "concurrent_streams"}));
+    RETURN_IF_ERROR(
+        ReadLimit(node, where, "requests_per_minute", &known->second.requests_per_minute));
     RETURN_IF_ERROR(ReadLimit(node, where, "tokens_per_minute", &known->second.tokens_per_minute));
     return ReadLimit(node, where, "concurrent_streams", &known->second.concurrent_streams);
   }

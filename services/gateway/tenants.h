@@ -47,8 +47,7 @@ class TenantDirectory {
   // Errors name the file, the entry and the key: NOT_FOUND, INVALID_ARGUMENT.
   static absl::StatusOr<TenantDirectory> FromFile(const std::string& path);
   // `name` stands for the file in errors.
-  static absl::StatusOr<TenantDirectory> FromYaml(const std::string& text,
-                                                  const std::string& name);
+  static absl::StatusOr<TenantDirectory> FromYaml(const std::string& text, const std::string& name);
 
   bool open() const { return open_; }
   // `authorization` is the header's value ("Bearer TOKEN"), empty when absent. UNAUTHENTICATED when

@@ -37,9 +37,8 @@ absl::Status ValidateMessages(const v1::ChatRequest& request, const RequestLimit
   }
   if (request.messages_size() > limits.max_messages) {
     return services::FieldError("messages",
-                                absl::StrCat("has ", request.messages_size(),
-                                             " messages, at most ", limits.max_messages,
-                                             " are allowed"));
+                                absl::StrCat("has ", request.messages_size(), " messages, at most ",
+                                             limits.max_messages, " are allowed"));
   }
   size_t bytes = 0;
   for (int i = 0; i < request.messages_size(); ++i) {
@@ -91,8 +90,7 @@ absl::Status ValidateSampling(const v1::SamplingParams& s) {
     return RangeError("sampling.min_p", s.min_p(), "[0, 1)");
   }
   if (s.has_presence_penalty()) {
-    RETURN_IF_ERROR(
-        InClosed("sampling.presence_penalty", s.presence_penalty(), -2, 2, "[-2, 2]"));
+    RETURN_IF_ERROR(InClosed("sampling.presence_penalty", s.presence_penalty(), -2, 2, "[-2, 2]"));
   }
   if (s.has_frequency_penalty()) {
     RETURN_IF_ERROR(
@@ -134,9 +132,8 @@ absl::Status ValidateSampling(const v1::SamplingParams& s) {
   }
   if (s.stop_token_ids_size() > kMaxStopTokens) {
     return services::FieldError("sampling.stop_token_ids",
-                                absl::StrCat("has ", s.stop_token_ids_size(),
-                                             " entries, at most ", kMaxStopTokens,
-                                             " are allowed"));
+                                absl::StrCat("has ", s.stop_token_ids_size(), " entries, at most ",
+                                             kMaxStopTokens, " are allowed"));
   }
   for (const int token : s.stop_token_ids()) {
     if (token < 0) return RangeError("sampling.stop_token_ids", token, "[0, vocabulary)");
@@ -179,9 +176,9 @@ absl::Status ValidateComplete(const v1::CompleteRequest& request, const RequestL
   switch (request.input_case()) {
     case v1::CompleteRequest::kText:
       if (request.text().size() > limits.max_text_bytes) {
-        return services::FieldError("text", absl::StrCat("has ", request.text().size(),
-                                                         " bytes, at most ",
-                                                         limits.max_text_bytes, " are allowed"));
+        return services::FieldError("text",
+                                    absl::StrCat("has ", request.text().size(), " bytes, at most ",
+                                                 limits.max_text_bytes, " are allowed"));
       }
       break;
     case v1::CompleteRequest::kTokens:
@@ -189,9 +186,9 @@ absl::Status ValidateComplete(const v1::CompleteRequest& request, const RequestL
         return services::FieldError("tokens", "is empty, needs at least one token");
       }
       if (request.tokens().ids_size() > limits.max_tokens) {
-        return services::FieldError("tokens", absl::StrCat("has ", request.tokens().ids_size(),
-                                                           " tokens, at most ", limits.max_tokens,
-                                                           " are allowed"));
+        return services::FieldError(
+            "tokens", absl::StrCat("has ", request.tokens().ids_size(), " tokens, at most ",
+                                   limits.max_tokens, " are allowed"));
       }
       for (const int token : request.tokens().ids()) {
         if (token < 0) return RangeError("tokens", token, "[0, vocabulary)");

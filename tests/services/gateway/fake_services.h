@@ -18,23 +18,11 @@
 #include "cogumi/v1/decoder.grpc.pb.h"
 #include "cogumi/v1/router.grpc.pb.h"
 #include "services/common/status.h"
+#include "tests/services/gateway/eventually.h"
 
 namespace cogumi::test {
 
 namespace v1 = cogumi::v1;
-
-// Polls; for conditions of other threads only.
-inline bool Eventually(const std::function<bool()>& condition, double seconds = 20) {
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
-  std::mutex mutex;
-  std::condition_variable never;
-  std::unique_lock lock(mutex);
-  while (!condition()) {
-    if (std::chrono::steady_clock::now() > deadline) return false;
-    never.wait_for(lock, std::chrono::milliseconds(2));
-  }
-  return true;
-}
 
 class FakeDecoder final : public v1::DecoderService::Service {
  public:

@@ -50,9 +50,9 @@ class GatewayFixture : public ::testing::Test {
   }
 
   void Start() {
-    auto gateway = StartGateway(config_, {.decoder = backend_.Channel(),
-                                          .router = backend_.Channel(),
-                                          .modifiers = nullptr});
+    auto gateway = StartGateway(
+        config_,
+        {.decoder = backend_.Channel(), .router = backend_.Channel(), .modifiers = nullptr});
     ASSERT_TRUE(gateway.ok()) << gateway.status();
     gateway_ = *std::move(gateway);
     stub_ = v1::GatewayService::NewStub(gateway_->host().InProcessChannel());
@@ -67,9 +67,7 @@ class GatewayFixture : public ::testing::Test {
     Start();
   }
 
-  std::string Metrics() {
-    return services::RenderMetrics(*gateway_->host().runtime().metrics);
-  }
+  std::string Metrics() { return services::RenderMetrics(*gateway_->host().runtime().metrics); }
   // As grpc.health.v1 says.
   bool Healthy() {
     auto health = grpc::health::v1::Health::NewStub(gateway_->host().InProcessChannel());

@@ -40,8 +40,8 @@ TEST_F(GatewayGrpcTest, GoldenAnswer) {
             "receipt {\n  model_digest: \"digest\"\n  kernel_digest: \"kernels\"\n"
             "  kernel_configuration: \"fake\"\n}\n"
             "request_id: \"id-1\"\nprompt_token_ids: 1\n");
-  for (const auto& metadata : {context.GetServerInitialMetadata(),
-                               context.GetServerTrailingMetadata()}) {
+  for (const auto& metadata :
+       {context.GetServerInitialMetadata(), context.GetServerTrailingMetadata()}) {
     for (const auto& [key, value] : metadata) {
       EXPECT_EQ(std::string(key.data(), key.size()), "x-request-id");
       EXPECT_EQ(std::string(value.data(), value.size()), "id-1");
@@ -325,25 +325,25 @@ TEST_F(GatewayGrpcTest, BadRequestsAreRefusedBeforeTheDecoder) {
   request = Ask("x");
   request.set_model("gpt-99");
   EXPECT_EQ(Chat(request).status.error_code(), grpc::StatusCode::NOT_FOUND);
-  EXPECT_EQ(Chat(Ask("x", "bad session")).status.error_code(),
-            grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(Chat(Ask("x", "bad session")).status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_EQ(decoder().started(), 0);
 }
 
 TEST_F(GatewayGrpcTest, OpenMeansLoopbackOnly) {
   for (const char* address : {"0.0.0.0:0", "[::]:0", "10.0.0.1:0"}) {
     config_.server.address = address;
-    EXPECT_EQ(StartGateway(config_, {.decoder = backend_.Channel(), .router = nullptr,
-                                     .modifiers = nullptr})
+    EXPECT_EQ(StartGateway(config_,
+                           {.decoder = backend_.Channel(), .router = nullptr, .modifiers = nullptr})
                   .status()
                   .code(),
               absl::StatusCode::kInvalidArgument)
         << address;
     config_.server.address = "127.0.0.1:0";
     config_.http = address;
-    EXPECT_FALSE(StartGateway(config_, {.decoder = backend_.Channel(), .router = nullptr,
-                                        .modifiers = nullptr})
-                     .ok());
+    EXPECT_FALSE(
+        StartGateway(config_,
+                     {.decoder = backend_.Channel(), .router = nullptr, .modifiers = nullptr})
+            .ok());
     config_.http = "127.0.0.1:0";
   }
   config_.server.address = "0.0.0.0:0";

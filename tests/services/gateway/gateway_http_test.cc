@@ -2,7 +2,6 @@
 #include <nlohmann/json.hpp>
 
 #include "gmock/gmock.h"
-#include "services/gateway/http_server.h"
 #include "tests/services/gateway/gateway_fixture.h"
 #include "tests/services/gateway/raw_http.h"
 
@@ -77,24 +76,29 @@ TEST_F(GatewayHttpTest, GoldenAnswer) {
 TEST_F(GatewayHttpTest, GoldenStream) {
   decoder().SetScript({.pieces = {"Hi \"you\"", "", "\xF0\x9F\x98\x80\n"}});
   Start();
-  const RawResponse response = Exchange(
-      Post(kChatPath, R"({"messages":[{"role":"user","content":"x"}],"stream":true,)"
-                      R"("stream_options":{"include_usage":true}})"));
+  const RawResponse response =
+      Exchange(Post(kChatPath, R"({"messages":[{"role":"user","content":"x"}],"stream":true,)"
+                               R"("stream_options":{"include_usage":true}})"));
   EXPECT_EQ(response.status, 200);
   EXPECT_TRUE(response.complete);
   EXPECT_THAT(response.headers.at("content-type"), StartsWith("text/event-stream"));
   const std::string head =
       R"(data: {"id":"chatcmpl-ID","object":"chat.completion.chunk","created":0,"model":"tiny",)"
       R"("system_fingerprint":"fp_F","choices":[)";
-  const std::string tail = R"("logprobs":null,"finish_reason":null}],"usage":null})" "\n\n";
+  const std::string tail = R"("logprobs":null,"finish_reason":null}],"usage":null})"
+                           "\n\n";
   EXPECT_EQ(Normalise(response.body, response),
             head + R"({"index":0,"delta":{"role":"assistant","content":""},)" + tail +  //
                 head + R"({"index":0,"delta":{"content":"Hi \"you\""},)" + tail +       //
                 head + "{\"index\":0,\"delta\":{\"content\":\"\xF0\x9F\x98\x80\\n\"}," + tail +
-                head + R"({"index":0,"delta":{},"logprobs":null,"finish_reason":"stop"}],)"
-                       R"("usage":null})" "\n\n" +
-                head + R"(],"usage":{"prompt_tokens":11,"completion_tokens":3,"total_tokens":14,)"
-                       R"("prompt_tokens_details":{"cached_tokens":4}}})" "\n\n"
+                head +
+                R"({"index":0,"delta":{},"logprobs":null,"finish_reason":"stop"}],)"
+                R"("usage":null})"
+                "\n\n" +
+                head +
+                R"(],"usage":{"prompt_tokens":11,"completion_tokens":3,"total_tokens":14,)"
+                R"("prompt_tokens_details":{"cached_tokens":4}}})"
+                "\n\n"
                 "data: [DONE]\n\n");
 }
 
@@ -124,8 +128,8 @@ TEST_F(GatewayHttpTest, StreamedChoicesCarryTheirIndex) {
   std::map<int, int> ends;
   size_t at = 0;
   while ((at = response.body.find("data: {", at)) != std::string::npos) {
-    const json event = json::parse(response.body.substr(at + 6, response.body.find('\n', at) -
-                                                                    at - 6));
+    const json event =
+        json::parse(response.body.substr(at + 6, response.body.find('\n', at) - at - 6));
     const json& choice = event["choices"][0];
     texts[choice["index"]] += choice["delta"].value("content", "");
     if (!choice["finish_reason"].is_null()) ++ends[choice["index"]];
@@ -185,9 +189,8 @@ TEST_F(GatewayHttpTest, ErrorsBeforeTheFirstByteAreHttpErrors) {
   Start();
   decoder().SetScript(
       {.pieces = {"x"},
-       .end = services::WithRetry(services::WithReason(absl::ResourceExhaustedError("queue full"),
-                                                       "QUEUE_FULL"),
-                                  2.5)});
+       .end = services::WithRetry(
+           services::WithReason(absl::ResourceExhaustedError("queue full"), "QUEUE_FULL"), 2.5)});
   // Without a stream nothing was sent yet, whatever came from the decoder before.
   RawResponse response = Exchange(Post(kChatPath, kHello));
   EXPECT_EQ(response.status, 429);
@@ -280,7 +283,8 @@ TEST_F(GatewayHttpTest, AnOpenGatewayAnswersToLoopbackNamesOnly) {
               200)
         << host;
   }
-  for (const char* host : {"evil.example", "127.0.0.1.evil.example", "localhost.evil", "10.0.0.1"}) {
+  for (const char* host :
+       {"evil.example", "127.0.0.1.evil.example", "localhost.evil", "10.0.0.1"}) {
     EXPECT_EQ(Exchange(std::string("GET /health HTTP/1.1\r\nHost: ") + host + "\r\n\r\n").status,
               403)
         << host;
@@ -291,10 +295,10 @@ TEST_F(GatewayHttpTest, CorsForListedOrigins) {
   config_.cors_origins = {"https://chat.example.org"};
   Start();
   const auto preflight = [&](const std::string& origin) {
-    return Exchange("OPTIONS /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nOrigin: " +
-                    origin +
-                    "\r\nAccess-Control-Request-Method: POST\r\n"
-                    "Access-Control-Request-Headers: authorization, content-type\r\n\r\n");
+    return Exchange(
+        "OPTIONS /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nOrigin: " + origin +
+        "\r\nAccess-Control-Request-Method: POST\r\n"
+        "Access-Control-Request-Headers: authorization, content-type\r\n\r\n");
   };
   RawResponse response = preflight("https://chat.example.org");
   EXPECT_EQ(response.status, 204);
@@ -323,8 +327,9 @@ TEST_F(GatewayHttpTest, RequestsInPiecesChunksAndQueues) {
   Start();
   RawHttp http(gateway_->http_address());
   // A chunked body.
-  http.Send("POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
-            "application/json\r\nTransfer-Encoding: chunked\r\n\r\n");
+  http.Send(
+      "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+      "application/json\r\nTransfer-Encoding: chunked\r\n\r\n");
   const std::string body = kHello;
   http.Send("5\r\n" + body.substr(0, 5) + "\r\n");
   char size[16];
@@ -351,9 +356,10 @@ TEST_F(GatewayHttpTest, OlderHttpAndHead) {
   Start();
   RawHttp old(gateway_->http_address());
   const std::string body = kStream;
-  old.Send("POST /v1/chat/completions HTTP/1.0\r\nContent-Type: application/json\r\n"
-           "Content-Length: " +
-           std::to_string(body.size()) + "\r\n\r\n" + body);
+  old.Send(
+      "POST /v1/chat/completions HTTP/1.0\r\nContent-Type: application/json\r\n"
+      "Content-Length: " +
+      std::to_string(body.size()) + "\r\n\r\n" + body);
   const RawResponse response = old.Read();
   EXPECT_EQ(response.headers.count("transfer-encoding"), 0u);
   EXPECT_THAT(response.body, HasSubstr("data: [DONE]"));
@@ -375,14 +381,16 @@ TEST_F(GatewayHttpTest, LimitsOfHeadersAndBodies) {
   EXPECT_EQ(Exchange(Post(kChatPath, std::string(2048 - sizeof(kHello) + 1, ' ') + kHello)).status,
             200);
   // Announced, and not sent.
-  response = Exchange("POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
-                      "application/json\r\nContent-Length: 99999999999\r\n\r\n");
+  response = Exchange(
+      "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+      "application/json\r\nContent-Length: 99999999999\r\n\r\n");
   EXPECT_EQ(response.status, 413);
   // Without an announcement.
   RawHttp chunked(gateway_->http_address());
-  chunked.Send("POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
-               "application/json\r\nTransfer-Encoding: chunked\r\n\r\nfff\r\n" +
-               std::string(4095, ' ') + "\r\n");
+  chunked.Send(
+      "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+      "application/json\r\nTransfer-Encoding: chunked\r\n\r\nfff\r\n" +
+      std::string(4095, ' ') + "\r\n");
   EXPECT_EQ(chunked.Read().status, 413);
   for (const char* wrong :
        {"NONSENSE\r\n\r\n", "GET /health HTTP/9.9\r\n\r\n", "GET  HTTP/1.1\r\n\r\n",
@@ -399,9 +407,10 @@ TEST_F(GatewayHttpTest, Expect100Continue) {
   Start();
   RawHttp http(gateway_->http_address());
   const std::string body = kHello;
-  http.Send("POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
-            "application/json\r\nExpect: 100-continue\r\nContent-Length: " +
-            std::to_string(body.size()) + "\r\n\r\n");
+  http.Send(
+      "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+      "application/json\r\nExpect: 100-continue\r\nContent-Length: " +
+      std::to_string(body.size()) + "\r\n\r\n");
   ASSERT_TRUE(http.Await("100 Continue\r\n\r\n"));
   http.Send(body);
   EXPECT_EQ(http.Read().status, 200);
@@ -505,77 +514,6 @@ TEST_F(GatewayHttpTest, TheEndOfTheGatewayEndsItsConnections) {
   gateway_ = nullptr;
   EXPECT_TRUE(http.AwaitEnd());
   EXPECT_TRUE(Eventually([&] { return decoder().running() == 0; }));
-}
-
-TEST(HttpServerTest, SlowPeersAreClosed) {
-  HttpServerOptions options{.address = "127.0.0.1:0", .on_connections = nullptr};
-  options.header_seconds = 0.05;
-  options.body_seconds = 0.05;
-  options.idle_seconds = 0.05;
-  auto server = HttpServer::Create(options, [](HttpRequest, std::shared_ptr<HttpExchange> e) {
-    e->Respond(200, {}, "ok");
-  });
-  ASSERT_TRUE(server.ok()) << server.status();
-  for (const char* begun : {"", "GET /", "POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nab"}) {
-    RawHttp http((*server)->address());
-    if (*begun != '\0') http.Send(begun);
-    EXPECT_TRUE(http.AwaitEnd()) << begun;
-    EXPECT_EQ(http.buffer(), "") << begun;
-  }
-}
-
-TEST(HttpServerTest, ConnectionsAreLimited) {
-  std::atomic<int> open{0};
-  HttpServerOptions options{.address = "127.0.0.1:0", .on_connections = nullptr};
-  options.max_connections = 2;
-  options.on_connections = [&](int change) { open += change; };
-  auto server = HttpServer::Create(options, [](HttpRequest, std::shared_ptr<HttpExchange> e) {
-    e->Respond(200, {}, "ok");
-  });
-  ASSERT_TRUE(server.ok());
-  const std::string request = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
-  auto one = std::make_unique<RawHttp>((*server)->address());
-  RawHttp two((*server)->address());
-  one->Send(request);
-  two.Send(request);
-  EXPECT_EQ(one->Read().status, 200);
-  EXPECT_EQ(two.Read().status, 200);
-  RawHttp three((*server)->address());
-  EXPECT_EQ(three.Read().status, 503);
-  EXPECT_EQ(open, 2);
-  one = nullptr;
-  EXPECT_TRUE(Eventually([&] { return open == 1; }));
-  RawHttp four((*server)->address());
-  four.Send(request);
-  EXPECT_EQ(four.Read().status, 200);
-}
-
-TEST(HttpServerTest, AnUnansweredExchangeClosesItsConnection) {
-  HttpServerOptions options{.address = "127.0.0.1:0", .on_connections = nullptr};
-  auto server = HttpServer::Create(options, [](HttpRequest, std::shared_ptr<HttpExchange>) {});
-  ASSERT_TRUE(server.ok());
-  RawHttp http((*server)->address());
-  http.Send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
-  EXPECT_TRUE(http.AwaitEnd());
-}
-
-TEST(HttpServerTest, BadAddresses) {
-  for (const char* address : {"", "8080", "localhost", "127.0.0.1:x", "127.0.0.1:70000",
-                              "example.org:80", "127.0.0.1:-1"}) {
-    HttpServerOptions options{.address = address, .on_connections = nullptr};
-    EXPECT_EQ(HttpServer::Create(options, [](HttpRequest, std::shared_ptr<HttpExchange>) {})
-                  .status()
-                  .code(),
-              absl::StatusCode::kInvalidArgument)
-        << address;
-  }
-  HttpServerOptions options{.address = "127.0.0.1:0", .on_connections = nullptr};
-  auto server = HttpServer::Create(options, [](HttpRequest, std::shared_ptr<HttpExchange>) {});
-  options.address = (*server)->address();
-  EXPECT_EQ(HttpServer::Create(options, [](HttpRequest, std::shared_ptr<HttpExchange>) {})
-                .status()
-                .code(),
-            absl::StatusCode::kUnavailable);
 }
 
 }  // namespace

@@ -117,9 +117,9 @@ TEST(OpenAiRequestTest, WhatIsNotSupportedIsNamed) {
                   true);
   }
   for (const char* field : {"suffix", "best_of", "echo"}) {
-    ExpectRefused({R"({"prompt":"x",")" + std::string(field) + R"(":5})", field,
-                   "UNSUPPORTED_PARAMETER"},
-                  false);
+    ExpectRefused(
+        {R"({"prompt":"x",")" + std::string(field) + R"(":5})", field, "UNSUPPORTED_PARAMETER"},
+        false);
   }
   ExpectRefused({R"({"messages":[{"role":"tool","content":"x"}]})", "messages[0].role",
                  "UNSUPPORTED_PARAMETER"},
@@ -127,8 +127,8 @@ TEST(OpenAiRequestTest, WhatIsNotSupportedIsNamed) {
   ExpectRefused({R"({"messages":[{"role":"user","content":[{"type":"image_url"}]}]})",
                  "messages[0].content[0].type", "UNSUPPORTED_PARAMETER"},
                 true);
-  ExpectRefused({R"({"messages":[{"role":"user","content":"x","name":"bob"}]})",
-                 "messages[0].name", "UNSUPPORTED_PARAMETER"},
+  ExpectRefused({R"({"messages":[{"role":"user","content":"x","name":"bob"}]})", "messages[0].name",
+                 "UNSUPPORTED_PARAMETER"},
                 true);
 }
 
@@ -140,17 +140,17 @@ TEST(OpenAiRequestTest, WhatIsNotKnownIsNamed) {
       ExpectRefused({R"({"prompt":"x",)" + pair + "}", field, "UNKNOWN_PARAMETER"}, false);
     }
   }
-  ExpectRefused({Chat(R"("stream":true,"stream_options":{"x":1})"), "stream_options.x",
-                 "UNKNOWN_PARAMETER"},
-                true);
+  ExpectRefused(
+      {Chat(R"("stream":true,"stream_options":{"x":1})"), "stream_options.x", "UNKNOWN_PARAMETER"},
+      true);
   ExpectRefused({R"({"messages":[{"role":"user","content":"x","mood":1}]})", "messages[0].mood",
                  "UNKNOWN_PARAMETER"},
                 true);
   // The other interface's fields are not this one's.
   ExpectRefused({Chat(R"("prompt":"x")"), "prompt", "UNKNOWN_PARAMETER"}, true);
-  ExpectRefused({R"({"prompt":"x","max_completion_tokens":1})", "max_completion_tokens",
-                 "UNKNOWN_PARAMETER"},
-                false);
+  ExpectRefused(
+      {R"({"prompt":"x","max_completion_tokens":1})", "max_completion_tokens", "UNKNOWN_PARAMETER"},
+      false);
 }
 
 TEST(OpenAiRequestTest, WrongTypesAreNamed) {
@@ -237,8 +237,8 @@ TEST(OpenAiRequestTest, ShapeIsCheckedBeforeMemoryIsTaken) {
 
 TEST(OpenAiRequestTest, RandomBytesNeverCrashIt) {
   std::mt19937 random(7);
-  const std::string good = Chat(
-      R"("temperature":0.5,"stop":["a"],"logit_bias":{"1":2},"n":2,"stream_options":null)");
+  const std::string good =
+      Chat(R"("temperature":0.5,"stop":["a"],"logit_bias":{"1":2},"n":2,"stream_options":null)");
   int accepted = 0;
   for (int i = 0; i < 20000; ++i) {
     std::string body = good;
@@ -276,11 +276,17 @@ TEST(ValidateTest, SamplingRanges) {
       {"temperature", &v1::SamplingParams::set_temperature, {0, 1, 2}, {-0.01f, 2.01f, kNan, kInf}},
       {"top_p", &v1::SamplingParams::set_top_p, {0.001f, 1}, {0, -1, 1.01f, kNan, kInf}},
       {"min_p", &v1::SamplingParams::set_min_p, {0, 0.999f}, {-0.01f, 1, kNan, kInf}},
-      {"presence_penalty", &v1::SamplingParams::set_presence_penalty, {-2, 2},
+      {"presence_penalty",
+       &v1::SamplingParams::set_presence_penalty,
+       {-2, 2},
        {-2.01f, 2.01f, kNan, kInf, -kInf}},
-      {"frequency_penalty", &v1::SamplingParams::set_frequency_penalty, {-2, 2},
+      {"frequency_penalty",
+       &v1::SamplingParams::set_frequency_penalty,
+       {-2, 2},
        {-2.01f, 2.01f, kNan, kInf, -kInf}},
-      {"repetition_penalty", &v1::SamplingParams::set_repetition_penalty, {0.01f, 10},
+      {"repetition_penalty",
+       &v1::SamplingParams::set_repetition_penalty,
+       {0.01f, 10},
        {0, -1, 10.01f, kNan, kInf}},
   };
   for (const Case& test : kCases) {
@@ -452,7 +458,10 @@ void AddLogprob(v1::GenerateChunk* chunk, const std::string& token, float logpro
 }
 
 AnswerFrame Frame(bool chat) {
-  return {.chat = chat, .id = chat ? "chatcmpl-1" : "cmpl-1", .created = 5, .model = "m",
+  return {.chat = chat,
+          .id = chat ? "chatcmpl-1" : "cmpl-1",
+          .created = 5,
+          .model = "m",
           .fingerprint = "fp_123"};
 }
 
@@ -472,16 +481,23 @@ TEST(OpenAiResponseTest, GoldenEventsOfAChat) {
   const std::string head =
       R"(data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":5,"model":"m",)"
       R"("system_fingerprint":"fp_123","choices":[)";
-  EXPECT_EQ(out,
-            head + R"({"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,)"
-                   R"("finish_reason":null}],"usage":null})" "\n\n" +
-            head + R"({"index":0,"delta":{"content":"say \"hi\"\n"},"logprobs":null,)"
-                   R"("finish_reason":null}],"usage":null})" "\n\n" +
-            head + R"({"index":0,"delta":{},"logprobs":null,"finish_reason":"length"}],)"
-                   R"("usage":null})" "\n\n" +
-            head + R"(],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5,)"
-                   R"("prompt_tokens_details":{"cached_tokens":1}}})" "\n\n"
-            "data: [DONE]\n\n");
+  EXPECT_EQ(out, head +
+                     R"({"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,)"
+                     R"("finish_reason":null}],"usage":null})"
+                     "\n\n" +
+                     head +
+                     R"({"index":0,"delta":{"content":"say \"hi\"\n"},"logprobs":null,)"
+                     R"("finish_reason":null}],"usage":null})"
+                     "\n\n" +
+                     head +
+                     R"({"index":0,"delta":{},"logprobs":null,"finish_reason":"length"}],)"
+                     R"("usage":null})"
+                     "\n\n" +
+                     head +
+                     R"(],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5,)"
+                     R"("prompt_tokens_details":{"cached_tokens":1}}})"
+                     "\n\n"
+                     "data: [DONE]\n\n");
 }
 
 TEST(OpenAiResponseTest, GoldenEventsOfACompletion) {
@@ -493,10 +509,13 @@ TEST(OpenAiResponseTest, GoldenEventsOfACompletion) {
   const std::string head =
       R"(data: {"id":"cmpl-1","object":"text_completion","created":5,"model":"m",)"
       R"("system_fingerprint":"fp_123","choices":[)";
-  EXPECT_EQ(out,
-            head + R"({"index":1,"text":"x","logprobs":null,"finish_reason":null}]})" "\n\n" +
-            head + R"({"index":1,"text":"","logprobs":null,"finish_reason":"stop"}]})" "\n\n"
-            "data: [DONE]\n\n");
+  EXPECT_EQ(out, head +
+                     R"({"index":1,"text":"x","logprobs":null,"finish_reason":null}]})"
+                     "\n\n" +
+                     head +
+                     R"({"index":1,"text":"","logprobs":null,"finish_reason":"stop"}]})"
+                     "\n\n"
+                     "data: [DONE]\n\n");
 }
 
 TEST(OpenAiResponseTest, LogProbabilitiesInBothFormats) {
@@ -579,12 +598,12 @@ TEST(OpenAiResponseTest, ErrorsAsOpenAis) {
   EXPECT_EQ(error(absl::InternalError("bad \xff utf-8"))["type"], "server_error");
 
   const std::pair<absl::StatusCode, int> kCodes[] = {
-      {absl::StatusCode::kInvalidArgument, 400},    {absl::StatusCode::kOutOfRange, 400},
-      {absl::StatusCode::kUnimplemented, 400},      {absl::StatusCode::kUnauthenticated, 401},
-      {absl::StatusCode::kPermissionDenied, 403},   {absl::StatusCode::kNotFound, 404},
-      {absl::StatusCode::kAborted, 409},            {absl::StatusCode::kResourceExhausted, 429},
-      {absl::StatusCode::kCancelled, 499},          {absl::StatusCode::kInternal, 500},
-      {absl::StatusCode::kDataLoss, 500},           {absl::StatusCode::kUnavailable, 503},
+      {absl::StatusCode::kInvalidArgument, 400},  {absl::StatusCode::kOutOfRange, 400},
+      {absl::StatusCode::kUnimplemented, 400},    {absl::StatusCode::kUnauthenticated, 401},
+      {absl::StatusCode::kPermissionDenied, 403}, {absl::StatusCode::kNotFound, 404},
+      {absl::StatusCode::kAborted, 409},          {absl::StatusCode::kResourceExhausted, 429},
+      {absl::StatusCode::kCancelled, 499},        {absl::StatusCode::kInternal, 500},
+      {absl::StatusCode::kDataLoss, 500},         {absl::StatusCode::kUnavailable, 503},
       {absl::StatusCode::kDeadlineExceeded, 504},
   };
   for (const auto& [code, want] : kCodes) EXPECT_EQ(HttpStatusOf(absl::Status(code, "x")), want);

@@ -176,8 +176,8 @@ class FakeSessions : public SessionStore {
     auto commit = [this, key = std::pair(tenant, session), user, assistant, done] {
       if (!commit_status.ok()) return done(commit_status);
       auto& list = turns[key];
-      list.push_back({.number = static_cast<int64_t>(list.size()) + 1, .user = user,
-                      .assistant = assistant});
+      list.push_back(
+          {.number = static_cast<int64_t>(list.size()) + 1, .user = user, .assistant = assistant});
       done(list.back().number);
     };
     if (hold_commit) {
@@ -268,8 +268,8 @@ class PipelineTest : public ::testing::Test {
   ExplainLog explain_{16};
   ModelCatalogue models_{backends_, clock_};
   std::unique_ptr<Pipeline> pipeline_ = std::make_unique<Pipeline>(
-      PipelineOptions{}, PipelineParts{&backends_, &sessions_, &quotas_, &models_, &explain_,
-                                       &metrics_, &clock_});
+      PipelineOptions{},
+      PipelineParts{&backends_, &sessions_, &quotas_, &models_, &explain_, &metrics_, &clock_});
   int requests_ = 0;
 };
 

@@ -14,7 +14,7 @@
 namespace cogumi::test {
 
 struct RawResponse {
-  int status = 0;  // 0: no answer came
+  int status = 0;                              // 0: no answer came
   std::map<std::string, std::string> headers;  // names in lower case
   std::string body;                            // chunks joined
   bool complete = false;                       // its end was seen, not only the connection's
@@ -105,13 +105,14 @@ class RawHttp {
     if (head || response.status == 204) {
       response.complete = true;
     } else if (response.headers.count("content-length") > 0) {
-      const auto length = static_cast<size_t>(std::atoll(response.headers["content-length"].c_str()));
+      const auto length =
+          static_cast<size_t>(std::atoll(response.headers["content-length"].c_str()));
       while (buffer_.size() < length && More()) {
       }
       response.complete = buffer_.size() >= length;
       response.body = buffer_.substr(0, length);
       buffer_.erase(0, length);
-    } else if (response.headers["transfer-encoding"] == "chunked") {
+    } else if (response.headers.count("transfer-encoding") > 0) {
       ReadChunks(&response);
     } else {
       AwaitEnd();

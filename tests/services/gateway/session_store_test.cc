@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sqlite3.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -83,8 +84,8 @@ TEST_F(SessionStoreTest, KeepsTheLastFiveTurnsAndCountsOn) {
     EXPECT_EQ(*number, i);
   }
   const auto turns = Load(*store, "acme", "s");
-  EXPECT_THAT(Users(turns), ElementsAre("question 3", "question 4", "question 5", "question 6",
-                                        "question 7"));
+  EXPECT_THAT(Users(turns),
+              ElementsAre("question 3", "question 4", "question 5", "question 6", "question 7"));
   EXPECT_EQ(turns->front().number, 3);
   EXPECT_EQ(turns->back().assistant, "answer 7");
   EXPECT_EQ(turns->back().created_ms, static_cast<int64_t>(clock_.UnixNow() * 1000));
@@ -179,8 +180,7 @@ TEST_F(SessionStoreTest, RefusesANewerSchema) {
 TEST_F(SessionStoreTest, RefusesAnotherProgramsFile) {
   options_.path = folder_.File("other.db");
   Sql("CREATE TABLE notes(text TEXT)");
-  EXPECT_EQ(SessionStore::Create(options_).status().code(),
-            absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(SessionStore::Create(options_).status().code(), absl::StatusCode::kFailedPrecondition);
 }
 
 TEST_F(SessionStoreTest, ADamagedFileIsNamedAsThat) {
@@ -202,6 +202,25 @@ TEST_F(SessionStoreTest, AnotherWriterMakesItUnavailableNotWrong) {
   ASSERT_EQ(sqlite3_exec(other, "COMMIT", nullptr, nullptr, nullptr), SQLITE_OK);
   sqlite3_close(other);
   EXPECT_EQ(Commit(*store, "a", "s", "x", "y").value(), 1);
+}
+
+// A disk that takes no more: the turn is refused, the others stay, and it goes on afterwards.
+TEST_F(SessionStoreTest, AFullDiskRefusesTheTurnAndKeepsTheRest) {
+  auto store = Open();
+  ASSERT_TRUE(Commit(*store, "a", "s", "before", "y").ok());
+  signal(SIGXFSZ, SIG_IGN);
+  rlimit old{};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &old), 0);
+  rlimit small = old;
+  small.rlim_cur = 64 << 10;
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &small), 0);
+  const auto refused = Commit(*store, "a", "s", std::string(200000, 'x'), "y");
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &old), 0);
+  EXPECT_FALSE(refused.ok());
+  EXPECT_EQ(store->Stats().commit_errors, 1u);
+  EXPECT_THAT(Users(Load(*store, "a", "s")), ElementsAre("before"));
+  EXPECT_EQ(Commit(*store, "a", "s", "after", "y").value(), 2);
+  EXPECT_THAT(Users(Load(*store, "a", "s")), ElementsAre("before", "after"));
 }
 
 TEST_F(SessionStoreTest, AFullQueueRefuses) {
