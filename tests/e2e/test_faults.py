@@ -5,6 +5,8 @@ import threading
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from cluster import SERVICES, alive, eventually
 from conftest import collect
 
@@ -113,8 +115,12 @@ def test_a_draining_cluster_refuses_new_requests(own_cluster, connect):
     client = connect(cluster)
     stream = client.chat(client.request("Tell me a long story.", max_tokens=400, ignore_eos=True))
     next(stream)
+    watch = health_pb2_grpc.HealthStub(client.channel).Watch(health_pb2.HealthCheckRequest(),
+                                                             timeout=120)
+    assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
     cluster.remember_metrics()
     cluster.terminate()
+    assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
 
     def refused():
         try:

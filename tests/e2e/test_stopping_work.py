@@ -95,6 +95,29 @@ def test_a_full_queue_refuses_at_once(own_cluster, connect):
     assert cluster.value("decoder", "cogumi_engine_requests_rejected_total") >= 2
 
 
+def test_cancel_in_the_queue_frees_the_place(own_cluster, connect):
+    cluster = own_cluster("--decoder.max-running", "1", "--decoder.max-queued", "1")
+    client = connect(cluster)
+    request = client.request("Tell me a very long story.", **LONG)
+    running = client.chat(request)
+    next(running)
+    waiting = client.chat(request)
+    eventually(lambda: cluster.value("decoder", "vllm:num_requests_waiting") == 1,
+               "one request in the queue")
+    waiting.cancel()
+    eventually(lambda: cluster.value("decoder", "vllm:num_requests_waiting") == 0,
+               "an empty queue")
+    # The one that runs goes on undisturbed, and the place can be taken again.
+    next(running)
+    second = client.chat(request)
+    eventually(lambda: cluster.value("decoder", "vllm:num_requests_waiting") == 1,
+               "one request in the queue again")
+    running.cancel()
+    assert next(second)
+    second.cancel()
+    cluster.await_idle()
+
+
 def test_more_streams_than_slots_all_finish(client, cluster):
     requests = [client.request(f"Count to {n}.", max_tokens=16) for n in range(48)]
     with concurrent.futures.ThreadPoolExecutor(48) as pool:
