@@ -31,6 +31,8 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr double kFirstPause = 0.1, kLongestPause = 5;
+// What a service without running calls gets to end by itself.
+constexpr double kStopSeconds = 10;
 // A service that has run so long starts again with the first pause.
 constexpr double kStableSeconds = 10;
 
@@ -150,7 +152,7 @@ absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Start(const ClusterOptions& op
   return cluster;
 }
 
-Cluster::~Cluster() { Stop(0); }
+Cluster::~Cluster() { Stop(); }
 
 absl::Status Cluster::Prepare() {
   ASSIGN_OR_RETURN(socket_folder_, MakeSocketFolder());
@@ -162,8 +164,7 @@ absl::Status Cluster::Prepare() {
     if (!options_.only.empty() && options_.only != name) return;
     Member member;
     member.name = name;
-    member.flags = {"--parent-pid", absl::StrCat(::getpid()), "--drain-grace",
-                    absl::StrCat(options_.drain_seconds)};
+    member.flags = {"--parent-pid", absl::StrCat(::getpid())};
     member.flags.insert(member.flags.end(), flags.begin(), flags.end());
     if (options_.is_private) member.flags.insert(member.flags.end(), {"--metrics", ""});
     if (auto more = options_.flags.find(name); more != options_.flags.end()) {
@@ -352,24 +353,41 @@ absl::Status Cluster::Supervise() {
     }
   }
   services::LogLine("supervisor", "draining: running streams finish, new ones are refused");
-  Stop(options_.drain_seconds);
+  Drain(signals.get());
+  Stop();
   return absl::OkStatus();
 }
 
-void Cluster::Stop(double grace) {
+void Cluster::Drain(int signals) {
+  for (Member& member : members_) {
+    if (member.name != "gateway" || member.child.pid <= 0) continue;
+    // How long its streams may take is the gateway's own option; a second signal cuts them off.
+    ::kill(member.child.pid, SIGTERM);
+    while (::waitpid(member.child.pid, nullptr, WNOHANG) == 0) {
+      pollfd waiting = {signals, POLLIN, 0};
+      ::poll(&waiting, 1, -1);
+      signalfd_siginfo info;
+      while (::read(signals, &info, sizeof(info)) == static_cast<ssize_t>(sizeof(info))) {
+        if (info.ssi_signo != SIGCHLD) ::kill(member.child.pid, SIGTERM);
+      }
+    }
+    member.child.pid = -1;
+  }
+}
+
+void Cluster::Stop() {
   if (stopped_) return;
   stopped_ = true;
-  const double deadline = Now() + grace;
+  const double deadline = Now() + kStopSeconds;
   auto end = [&](bool gateway) {
     for (Member& member : members_) {
       if ((member.name == "gateway") == gateway && member.child.pid > 0) {
-        ::kill(member.child.pid, grace > 0 ? SIGTERM : SIGKILL);
+        ::kill(member.child.pid, SIGTERM);
       }
     }
     for (Member& member : members_) {
       if ((member.name == "gateway") != gateway || member.child.pid <= 0) continue;
-      // A second beyond the service's own limit, so that it can cut its calls off itself.
-      if (!WaitForExit(member.child.pid, std::max(0.0, deadline - Now()) + 1).has_value()) {
+      if (!WaitForExit(member.child.pid, std::max(0.0, deadline - Now())).has_value()) {
         ::kill(member.child.pid, SIGKILL);
         WaitForExit(member.child.pid, 5);
       }

@@ -55,7 +55,6 @@ struct ClusterOptions {
   // Further flags by service name.
   std::map<std::string, std::vector<std::string>> flags;
   double ready_seconds = 60;
-  double drain_seconds = 30;
 };
 
 class Cluster {
@@ -63,7 +62,7 @@ class Cluster {
   // Starts the services and waits until each says that it is ready. The error names the service,
   // how it ended and the end of its log.
   static absl::StatusOr<std::unique_ptr<Cluster>> Start(const ClusterOptions& options);
-  // Stops what still runs, without a drain.
+  // Stops what still runs.
   ~Cluster();
   Cluster(const Cluster&) = delete;
   Cluster& operator=(const Cluster&) = delete;
@@ -75,9 +74,6 @@ class Cluster {
   // short. SIGTERM, SIGINT and SIGCHLD must be blocked in this process: see BlockSignals.
   absl::Status Supervise();
   static void BlockSignals();
-
-  // SIGTERM to the gateway, then to the others; SIGKILL after `grace` seconds.
-  void Stop(double grace);
 
  private:
   struct Member {
@@ -101,6 +97,10 @@ class Cluster {
   absl::Status AwaitReady();
   absl::Status Failure(const Member& member, const std::string& what) const;
   void Reap(double now);
+  // Waits for the end of the gateway's streams; `signals` is Supervise's descriptor.
+  void Drain(int signals);
+  // SIGTERM to the gateway, then to the others; SIGKILL to what does not end within seconds.
+  void Stop();
   absl::Status Record();
 
   const ClusterOptions options_;
