@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -40,13 +41,25 @@ size_t BytesOf(const Prompt& prompt) {
 // Kept by the service and by every stream: the engine may end a cancelled request late.
 struct Shared {
   Shared(ServiceRuntime& service_runtime, Engine& service_engine)
-      : runtime(service_runtime),
-        engine(service_engine),
-        metrics(*service_runtime.registry, service_engine.Model().id) {}
+      : runtime(service_runtime), engine(service_engine) {}
+
+  // Made with the first answer: Engine::Model may wait for the file's digest, which the start of
+  // the service does not.
+  DecoderMetrics& metrics() {
+    std::call_once(metrics_once_, [this] {
+      metrics_ = std::make_unique<DecoderMetrics>(*runtime.registry, engine.Model().id);
+      model_known = true;
+    });
+    return *metrics_;
+  }
 
   ServiceRuntime& runtime;
   Engine& engine;
-  DecoderMetrics metrics;
+  std::atomic<bool> model_known{false};  // Model() no longer waits
+
+ private:
+  std::once_flag metrics_once_;
+  std::unique_ptr<DecoderMetrics> metrics_;
 };
 
 // Runs small work here, large work on the worker; false when the worker has too much to do.
@@ -154,9 +167,9 @@ class GenerateStream : public StreamWriter<v1::GenerateResponse>, public Respons
     if (!chunk.tokens.empty()) {
       if (last_token_ == 0) {
         first_token_seconds_ = now - call().started();
-        shared_->metrics.time_to_first_token.Observe(first_token_seconds_);
+        shared_->metrics().time_to_first_token.Observe(first_token_seconds_);
       } else {
-        shared_->metrics.inter_token_latency.Observe(now - last_token_);
+        shared_->metrics().inter_token_latency.Observe(now - last_token_);
       }
       last_token_ = now;
     }
@@ -177,7 +190,7 @@ class GenerateStream : public StreamWriter<v1::GenerateResponse>, public Respons
   }
 
   void Record(const absl::Status& status, const Completion& completion) {
-    DecoderMetrics& metrics = shared_->metrics;
+    DecoderMetrics& metrics = shared_->metrics();
     metrics.queue_wait.Observe(completion.timings.queue);
     metrics.e2e_latency.Observe(shared_->runtime.clock->Now() - call().started());
     if (status.ok()) {
@@ -199,7 +212,7 @@ class GenerateStream : public StreamWriter<v1::GenerateResponse>, public Respons
   }
 
   void OnAbandoned(const absl::Status& why) override {
-    if (absl::IsResourceExhausted(why)) shared_->metrics.slow_readers.Increment();
+    if (absl::IsResourceExhausted(why)) shared_->metrics().slow_readers.Increment();
     cancel_.Gone();
   }
 
@@ -347,9 +360,11 @@ class DecoderServiceImpl : public DecoderService, public v1::DecoderService::Cal
   grpc::ServerUnaryReactor* ModelInfo(grpc::CallbackServerContext* context,
                                       const v1::ModelInfoRequest* /*request*/,
                                       v1::ModelInfoResponse* response) override {
-    return Unary(shared_->runtime, context, "ModelInfo", [&](RpcCall&) {
-      const EngineStats stats = shared_->engine.Stats();
+    const size_t bytes = shared_->model_known ? 0 : kInlineBytes + 1;
+    return Deferred(context, "ModelInfo", bytes, [=, this] {
       ToProto(shared_->engine.Model(), response->mutable_model());
+      shared_->model_known = true;
+      const EngineStats stats = shared_->engine.Stats();
       const Receipt& configuration = shared_->engine.Configuration();
       response->set_kernel_configuration(configuration.kernel_configuration);
       response->set_kernel_digest(configuration.kernel_digest);

@@ -30,9 +30,7 @@ class RunningDecoder : public RunningService {
         host_, ServiceHost::Create(runtime_, config.server,
                                    {{service_->grpc_service(), DecoderService::full_name()}},
                                    [this] { return engine_->Healthy(); }));
-    const ModelDescription& model = engine_->Model();
-    LogLine("decoder", Cat("model ", model.id, " (", model.architecture, ", ", model.quantization,
-                           ", context ", model.context_length, ") from ", model.path, ", kernels ",
+    LogLine("decoder", Cat("model ", options.model_path, ", kernels ",
                            engine_->Configuration().kernel_configuration));
     return absl::OkStatus();
   }
