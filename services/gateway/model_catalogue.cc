@@ -22,13 +22,13 @@ ModelCatalogue::~ModelCatalogue() {
   idle_.wait(lock, [this] { return calls_ == 0; });
 }
 
-void ModelCatalogue::Get(Callback done) {
+void ModelCatalogue::Get(const Callback& done) {
   ModelSnapshot snapshot;
   bool ask = false;
   {
     std::lock_guard lock(mutex_);
     snapshot = snapshot_;
-    if (snapshot == nullptr) waiting_.push_back(std::move(done));
+    if (snapshot == nullptr) waiting_.push_back(done);
     const bool fresh = !stale_ && clock_.Now() - fetched_ < kFreshSeconds;
     if (!fresh && !asking_) {
       asking_ = true;

@@ -31,7 +31,7 @@ class ModelCatalogue {
 
   // Answers at once from the cache (a copy older than half a minute is renewed in the background),
   // or asks the decoder, for at most five seconds.
-  void Get(Callback done);
+  void Get(const Callback& done);
   // The cached copy, or null.
   ModelSnapshot Peek() const;
   // A receipt shows what really answered: another digest makes the copy stale.
