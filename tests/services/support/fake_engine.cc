@@ -258,7 +258,7 @@ void FakeEngine::Step() {
       }
     } else if (!finished) {
       const auto& sampling = sequence->request.sampling;
-      const std::string& piece = sequence->pieces[sequence->next];
+      const std::string& piece = sequence->pieces[sequence->next % sequence->pieces.size()];
       ++sequence->next;
       Chunk chunk;
       chunk.text = piece;
@@ -268,7 +268,8 @@ void FakeEngine::Step() {
       const bool at_limit =
           sampling.max_tokens && static_cast<int32_t>(sequence->next) >= *sampling.max_tokens;
       completion.finish_reason = at_limit ? FinishReason::kLength : FinishReason::kStop;
-      finished = at_limit || sequence->next >= sequence->pieces.size();
+      finished =
+          at_limit || (!options_.endless && sequence->next >= sequence->pieces.size());
       std::lock_guard<std::mutex> lock(mutex_);
       ++stats_.generated_tokens;
     }

@@ -25,6 +25,8 @@ struct FakeEngineOptions {
   // The pieces of every answer, one token each. Empty: the answer is "echo: " and the prompt's
   // text, a token per character.
   std::vector<std::string> answer;
+  // The pieces come again and again, until max_tokens or a cancel.
+  bool endless = false;
 };
 
 // Token ids: 0..255 are bytes, 256 is the end token; the vocabulary has 300.
