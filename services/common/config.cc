@@ -103,7 +103,8 @@ std::string FlagOf(std::string_view name) {
 
 std::string VariableOf(const OptionSet& set, std::string_view name) {
   std::string variable = Cat("COGUMI_", set.section(), "_", name);
-  for (char& c : variable) c = c == '.' || c == '-' ? '_' : absl::ascii_toupper(static_cast<unsigned char>(c));
+  for (char& c : variable)
+    c = c == '.' || c == '-' ? '_' : absl::ascii_toupper(static_cast<unsigned char>(c));
   return variable;
 }
 
@@ -174,8 +175,8 @@ absl::Status ReadMapping(const YAML::Node& node, const OptionSet& set, const std
     } else if (option->is_list && entry.second.IsSequence()) {
       for (const auto& item : entry.second) {
         if (!item.IsScalar()) {
-          return absl::InvalidArgumentError(Cat(
-              Position(item), ": ", set.section(), ".", name, ": a list of plain values is wanted"));
+          return absl::InvalidArgumentError(Cat(Position(item), ": ", set.section(), ".", name,
+                                                ": a list of plain values is wanted"));
         }
         texts.push_back(item.as<std::string>());
       }
@@ -215,7 +216,7 @@ absl::Status ReadFile(const std::string& path, const ConfigRequest& request, Val
       const auto& known = KnownSections();
       if (std::find(known.begin(), known.end(), section) == known.end()) {
         return absl::InvalidArgumentError(Cat(path, ": ", Position(entry.first), ": ",
-                                                       Unknown("section", section, known).message()));
+                                              Unknown("section", section, known).message()));
       }
       for (const OptionSet* set : request.sets) {
         if (set->section() != section || entry.second.IsNull()) continue;

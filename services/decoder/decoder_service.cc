@@ -348,11 +348,13 @@ class DecoderServiceImpl : public DecoderService, public v1::DecoderService::Cal
     auto cancel = std::make_shared<CancelOnce>(shared_->engine);
     reactor->SetOnGone([cancel] { cancel->Gone(); });
     const size_t bytes = BytesOf(*prompt);
-    const bool accepted = RunBySize(
-        worker_, bytes, [this, reactor, response, cancel, top, input = std::move(*prompt)]() mutable {
-          const absl::Status status = SubmitScore(std::move(input), top, reactor, response, *cancel);
-          if (!status.ok()) reactor->Reply(WithEngineDetails(status));
-        });
+    const bool accepted =
+        RunBySize(worker_, bytes,
+                  [this, reactor, response, cancel, top, input = std::move(*prompt)]() mutable {
+                    const absl::Status status =
+                        SubmitScore(std::move(input), top, reactor, response, *cancel);
+                    if (!status.ok()) reactor->Reply(WithEngineDetails(status));
+                  });
     if (!accepted) reactor->Reply(WorkerFull());
     return reactor.get();
   }

@@ -230,7 +230,8 @@ std::string AdapterDigest(const std::vector<v1::AdapterFile>& files) {
 }
 
 absl::StatusOr<v1::Adapter> InspectAdapter(const std::string& folder, const BaseModel& base) {
-  ASSIGN_OR_RETURN(const File config_file, File::Open(Cat(folder, "/", kConfigFile), kMaxJsonBytes));
+  ASSIGN_OR_RETURN(const File config_file,
+                   File::Open(Cat(folder, "/", kConfigFile), kMaxJsonBytes));
   ASSIGN_OR_RETURN(const File card_file, File::Open(Cat(folder, "/", kCardFile), kMaxJsonBytes));
   ASSIGN_OR_RETURN(const File weights_file,
                    File::Open(Cat(folder, "/", kWeightsFile), kMaxWeightsBytes));

@@ -66,8 +66,8 @@ class Catalogue {
   static absl::StatusOr<std::unique_ptr<Catalogue>> Create(const CatalogueOptions& options);
   ~Catalogue();
 
-  // Copies, checks and adds the folder `path`; an adapter of that name is replaced. INVALID_ARGUMENT
-  // (name, path, what is wrong in which file), FAILED_PRECONDITION (another base),
+  // Copies, checks and adds the folder `path`; an adapter of that name is replaced.
+  // INVALID_ARGUMENT (name, path, what is wrong in which file), FAILED_PRECONDITION (another base),
   // RESOURCE_EXHAUSTED (too many adapters, disk full).
   absl::StatusOr<Registration> Register(const std::string& name, const std::string& path);
   // NOT_FOUND. Bytes that no other name uses are deleted.

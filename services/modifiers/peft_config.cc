@@ -129,8 +129,9 @@ absl::Status CheckInitialisation(const Json& root) {
       (*value->string() == "gaussian" || *value->string() == "orthogonal")) {
     return absl::OkStatus();
   }
-  return Refuse("init_lora_weights",
-                Cat(value->Describe(), " may change the base's weights; convert the adapter first"));
+  return Refuse(
+      "init_lora_weights",
+      Cat(value->Describe(), " may change the base's weights; convert the adapter first"));
 }
 
 }  // namespace
@@ -180,7 +181,8 @@ absl::StatusOr<PeftConfig> ParsePeftConfig(std::string_view text) {
   }
   RETURN_IF_ERROR(CheckInitialisation(*root));
   if (const Json* base = root->Find("base_model_name_or_path"); base != nullptr) {
-    if (base->string() != nullptr) config.base_model = ToValidUtf8(TruncateUtf8(*base->string(), 256));
+    if (base->string() != nullptr)
+      config.base_model = ToValidUtf8(TruncateUtf8(*base->string(), 256));
   }
   const Json* rank = root->Find("r");
   if (rank == nullptr || rank->integer() == nullptr || *rank->integer() < 1 ||

@@ -54,7 +54,8 @@ AdapterParts RightParts(const BaseModel& base) {
     const int64_t queries = int64_t{base.heads} * base.head_length;
     parts.tensors.push_back({prefix + ".self_attn.q_proj.lora_A.weight", {2, width}});
     parts.tensors.push_back({prefix + ".self_attn.q_proj.lora_B.weight", {queries, 2}});
-    parts.tensors.push_back({prefix + ".mlp.down_proj.lora_A.weight", {2, base.feed_forward_length}});
+    parts.tensors.push_back(
+        {prefix + ".mlp.down_proj.lora_A.weight", {2, base.feed_forward_length}});
     parts.tensors.push_back({prefix + ".mlp.down_proj.lora_B.weight", {width, 2}});
   }
   return parts;

@@ -82,7 +82,8 @@ TEST(FeedbackTest, EmphasisRaisesTheScore) {
 }
 
 TEST(FeedbackTest, CaseAndPunctuationDoNotMatter) {
-  for (const char* text : {"that's wrong", "That's wrong.", "THAT'S, WRONG", "that\xE2\x80\x99s wrong"}) {
+  for (const char* text :
+       {"that's wrong", "That's wrong.", "THAT'S, WRONG", "that\xE2\x80\x99s wrong"}) {
     EXPECT_EQ(Detect(text).feedback, Feedback::kFrustrated) << text;
   }
 }
