@@ -96,6 +96,9 @@ absl::Status CheckGenerateRequest(const v1::GenerateRequest& request) {
     return FieldError("priority", Cat(request.priority(), " is outside [", kMinPriority, ", ",
                                       kMaxPriority, "]"));
   }
+  if (!v1::Speculation_IsValid(request.speculation())) {
+    return FieldError("speculation", Cat(request.speculation(), " is none of the known values"));
+  }
   return absl::OkStatus();
 }
 

@@ -280,6 +280,7 @@ class Call final : public PipelineCall, public std::enable_shared_from_this<Call
       *request.mutable_messages() = Conversation();
       *request.mutable_sampling() = request_.chat->sampling();
       request.set_priority(request_.chat->priority());
+      request.set_speculation(request_.chat->speculation());
       request.set_session_id(request_.chat->session_id());
     } else {
       const v1::CompleteRequest& prompt = request_.prompts[choice / n];
@@ -290,6 +291,7 @@ class Call final : public PipelineCall, public std::enable_shared_from_this<Call
       }
       *request.mutable_sampling() = prompt.sampling();
       request.set_priority(prompt.priority());
+      request.set_speculation(prompt.speculation());
       request.set_parse_special(prompt.parse_special());
     }
     // The same seed for each choice would give the same answer n times.
