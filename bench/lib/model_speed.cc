@@ -31,7 +31,7 @@ absl::StatusOr<std::unique_ptr<SpeedRunner>> SpeedRunner::Create(
   std::unique_ptr<SpeedRunner> runner(new SpeedRunner(model, chunk));
   const KvShape shape = model->kv_shape();
   ASSIGN_OR_RETURN(runner->cache_,
-                   KvCache::Create(shape, pages * static_cast<int64_t>(shape.PageBytes())));
+                   KvCache::Create(shape, pages * static_cast<int64_t>(shape.WideBytes())));
   return runner;
 }
 
@@ -60,7 +60,11 @@ absl::Status SpeedRunner::Step(std::vector<KvSequence>& sequences, size_t first,
     }
     plan.sequences.push_back(step);
   }
-  return model_->Forward(plan, *cache_);
+  RETURN_IF_ERROR(model_->Forward(plan, *cache_));
+  for (size_t i = first; i < first + count; ++i) {
+    cache_->Commit(sequences[i], sequences[i].length);
+  }
+  return absl::OkStatus();
 }
 
 absl::Status SpeedRunner::Prompt(std::vector<KvSequence>& sequences, size_t index, int32_t tokens) {

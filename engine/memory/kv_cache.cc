@@ -1,75 +1,112 @@
 #include "engine/memory/kv_cache.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/core/status_macros.h"
 
 namespace cogumi {
 
 absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(const KvShape& shape,
                                                          int64_t budget_bytes) {
-  const size_t page = shape.PageBytes();
-  const int64_t pages = page == 0 ? 0 : budget_bytes / static_cast<int64_t>(page);
-  if (pages < 1) {
+  const int64_t page = static_cast<int64_t>(shape.WideBytes());
+  if (page == 0 || budget_bytes < page) {
     return absl::ResourceExhaustedError(
         absl::StrCat("kv_bytes: ", budget_bytes, " hold no page of ", page, " bytes"));
   }
-  if (pages > std::numeric_limits<PageId>::max()) {
-    return absl::InvalidArgumentError(absl::StrCat("kv_bytes: ", budget_bytes, " are more than ",
-                                                   std::numeric_limits<PageId>::max(), " pages"));
-  }
-  const size_t bytes = static_cast<size_t>(pages) * page;
-  void* base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (base == MAP_FAILED) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("kv_bytes: cannot reserve ", bytes, " bytes: ", std::strerror(errno)));
-  }
+  ASSIGN_OR_RETURN(BlockPool wide, BlockPool::Create(shape.WideBytes(), budget_bytes));
+  ASSIGN_OR_RETURN(BlockPool narrow, BlockPool::Create(shape.NarrowBytes(), budget_bytes));
   return std::unique_ptr<KvCache>(
-      new KvCache(shape, static_cast<std::byte*>(base), bytes, static_cast<int>(pages)));
+      new KvCache(shape, budget_bytes, std::move(wide), std::move(narrow)));
 }
 
-KvCache::KvCache(const KvShape& shape, std::byte* base, size_t mapped_bytes, int pages)
-    : shape_(shape), base_(base), mapped_bytes_(mapped_bytes) {
-  references_.assign(static_cast<size_t>(pages), 0);
-  free_.resize(static_cast<size_t>(pages));
-  // Lowest page on top: a lightly used cache stays small in memory.
-  for (int i = 0; i < pages; ++i) free_[static_cast<size_t>(i)] = pages - 1 - i;
+KvCache::KvCache(const KvShape& shape, int64_t budget, BlockPool wide, BlockPool narrow)
+    : shape_(shape), budget_(budget), wide_(std::move(wide)), narrow_(std::move(narrow)) {}
+
+bool KvCache::HasNarrow(KvFormat format) {
+  return KvShape{1, 1, kKvPageTokens, format}.NarrowBytes() > 0;
 }
 
-KvCache::~KvCache() { munmap(base_, mapped_bytes_); }
+int KvCache::LastNarrow(int32_t length) const {
+  if (!HasNarrow(shape_.format) || length < 1) return 0;
+  return std::max(0, (length - 1) / kKvPageTokens - 2);
+}
 
-absl::Status KvCache::Extend(KvSequence& sequence, int32_t length) {
-  if (length <= sequence.length) {
-    return absl::OkStatus();
+int64_t KvCache::BytesFor(int32_t tokens) const {
+  const int64_t pages = PagesFor(tokens);
+  if (!HasNarrow(shape_.format)) return pages * wide_.block_bytes();
+  // The first page, the window, and the page that a step begins while it makes another narrow.
+  return std::min<int64_t>(pages, 4) * wide_.block_bytes() +
+         LastNarrow(tokens) * narrow_.block_bytes();
+}
+
+int64_t KvCache::LongestSequence() const {
+  int64_t pages = budget_ / wide_.block_bytes();
+  if (HasNarrow(shape_.format) && pages >= 4) {
+    pages = 3 + (budget_ - 4 * wide_.block_bytes()) / narrow_.block_bytes();
   }
+  return std::min<int64_t>(pages * kKvPageTokens, std::numeric_limits<int32_t>::max());
+}
+
+int64_t KvCache::BytesNeeded(const KvSequence& sequence, int32_t length) const {
+  if (length <= sequence.length) return 0;
   const size_t have = sequence.pages.size();
   const size_t need = static_cast<size_t>(PagesFor(length));
   // The page that the next token falls into, when it is partly filled and shared.
   const size_t tail = static_cast<size_t>(sequence.length / kKvPageTokens);
-  const bool copy_tail = tail < have && references_[static_cast<size_t>(sequence.pages[tail])] > 1;
-  const size_t wanted = (need > have ? need - have : 0) + (copy_tail ? 1 : 0);
-  if (wanted > free_.size()) {
+  const bool copy_tail = tail < have && wide_.Shared(sequence.pages[tail].wide);
+  const size_t wide = (need > have ? need - have : 0) + (copy_tail ? 1 : 0);
+  int narrow = 0;
+  for (int j = 1; j <= LastNarrow(length); ++j) {
+    const size_t page = static_cast<size_t>(j);
+    narrow += page >= have || sequence.pages[page].narrow == kNoBlock;
+  }
+  return static_cast<int64_t>(wide) * wide_.block_bytes() + narrow * narrow_.block_bytes();
+}
+
+int32_t KvCache::Reach(const KvSequence& sequence, int32_t length) const {
+  while (length > sequence.length && BytesNeeded(sequence, length) > free_bytes()) {
+    // The end of the page before.
+    length = (length - 1) / kKvPageTokens * kKvPageTokens;
+  }
+  return std::max(length, sequence.length);
+}
+
+BlockId KvCache::Take(BlockPool& pool, BlockPool& other) {
+  if (pool.TakeGrows()) {
+    while (wide_.resident_bytes() + narrow_.resident_bytes() + pool.block_bytes() > budget_ &&
+           other.Trim()) {
+    }
+  }
+  return pool.Take();
+}
+
+absl::Status KvCache::Extend(KvSequence& sequence, int32_t length) {
+  if (length <= sequence.length) return absl::OkStatus();
+  const int64_t needed = BytesNeeded(sequence, length);
+  if (needed > free_bytes()) {
     return absl::ResourceExhaustedError(
-        absl::StrCat("KV cache: ", wanted, " pages needed, ", free_.size(), " free"));
+        absl::StrCat("KV cache: ", needed, " bytes needed, ", free_bytes(), " free"));
   }
-  const auto take = [this] {
-    const PageId page = free_.back();
-    free_.pop_back();
-    references_[static_cast<size_t>(page)] = 1;
-    return page;
-  };
-  if (copy_tail) {
-    const PageId copy = take();
-    std::memcpy(Head(copy, 0, 0), Head(sequence.pages[tail], 0, 0), shape_.PageBytes());
-    Drop(sequence.pages[tail]);
-    sequence.pages[tail] = copy;
+  const size_t tail = static_cast<size_t>(sequence.length / kKvPageTokens);
+  if (tail < sequence.pages.size() && wide_.Shared(sequence.pages[tail].wide)) {
+    BlockId& block = sequence.pages[tail].wide;
+    const BlockId copy = Take(wide_, narrow_);
+    std::memcpy(wide_.At(copy), wide_.At(block), shape_.WideBytes());
+    wide_.Drop(block);
+    block = copy;
   }
-  while (sequence.pages.size() < need) sequence.pages.push_back(take());
+  const size_t need = static_cast<size_t>(PagesFor(length));
+  while (sequence.pages.size() < need) {
+    sequence.pages.push_back({Take(wide_, narrow_), kNoBlock});
+  }
+  for (int j = 1; j <= LastNarrow(length); ++j) {
+    BlockId& narrow = sequence.pages[static_cast<size_t>(j)].narrow;
+    if (narrow == kNoBlock) narrow = Take(narrow_, wide_);
+  }
   sequence.length = length;
   return absl::OkStatus();
 }
@@ -81,15 +118,53 @@ void KvCache::Truncate(KvSequence& sequence, int32_t length) {
     Drop(sequence.pages.back());
     sequence.pages.pop_back();
   }
+  // A narrow block stays only where it is all that is left of the page.
+  for (size_t j = static_cast<size_t>(LastNarrow(sequence.length)) + 1; j < keep; ++j) {
+    KvPage& page = sequence.pages[j];
+    if (page.narrow == kNoBlock || page.wide == kNoBlock) continue;
+    narrow_.Drop(page.narrow);
+    page.narrow = kNoBlock;
+  }
 }
 
-KvSequence KvCache::Fork(const KvSequence& sequence) {
-  for (const PageId page : sequence.pages) ++references_[static_cast<size_t>(page)];
-  return sequence;
+void KvCache::Commit(KvSequence& sequence, int32_t length) {
+  for (int j = 1; j <= length / kKvPageTokens - 2; ++j) {
+    KvPage& page = sequence.pages[static_cast<size_t>(j)];
+    if (page.wide == kNoBlock || page.narrow == kNoBlock || !narrow_.Filled(page.narrow)) continue;
+    wide_.Drop(page.wide);
+    page.wide = kNoBlock;
+  }
 }
 
-void KvCache::Drop(PageId page) {
-  if (--references_[static_cast<size_t>(page)] == 0) free_.push_back(page);
+KvSequence KvCache::Share(const KvSequence& sequence, int32_t length) {
+  KvSequence shared;
+  shared.length = std::min(length, sequence.length);
+  shared.pages.assign(sequence.pages.begin(),
+                      sequence.pages.begin() + PagesFor(shared.length));
+  for (const KvPage& page : shared.pages) Retain(page);
+  return shared;
+}
+
+bool KvCache::CanResume(const std::vector<KvPage>& pages, int32_t length, KvFormat format) {
+  const int count = PagesFor(length);
+  if (static_cast<int>(pages.size()) < count) return false;
+  const int last_narrow = HasNarrow(format) ? length / kKvPageTokens - 2 : 0;
+  for (int j = 0; j < count; ++j) {
+    const KvPage& page = pages[static_cast<size_t>(j)];
+    const bool may_be_narrow = j >= 1 && j <= last_narrow;
+    if (page.wide == kNoBlock && !(may_be_narrow && page.narrow != kNoBlock)) return false;
+  }
+  return true;
+}
+
+void KvCache::Retain(const KvPage& page) {
+  if (page.wide != kNoBlock) wide_.Retain(page.wide);
+  if (page.narrow != kNoBlock) narrow_.Retain(page.narrow);
+}
+
+void KvCache::Drop(const KvPage& page) {
+  if (page.wide != kNoBlock) wide_.Drop(page.wide);
+  if (page.narrow != kNoBlock) narrow_.Drop(page.narrow);
 }
 
 }  // namespace cogumi

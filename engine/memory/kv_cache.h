@@ -1,9 +1,16 @@
-// Paged key-value cache. A page holds 64 tokens of one sequence for all layers and KV heads.
+// Paged key-value cache: one byte budget, reference-counted blocks, copy on write.
 //
-// Layout of a page: [layer][kv_head]{ K transposed [head_dim][64], V [64][head_dim] }, so that a
-// score kernel runs over 64 keys without horizontal sums and a value kernel over head_dim.
-// One planner turns a byte budget into pages; the address space is reserved at once and becomes
-// resident when first written. Not thread-safe: owned by the step loop.
+// A page is 64 tokens of one sequence, for all layers and KV heads. It has up to two blocks:
+//   wide    what a step appends to; [layer][kv_head]{ K [head_dim][64], V [64][head_dim] }, K
+//           transposed, so that scores of 64 keys need no horizontal sums;
+//   narrow  the cheap form of a full page, of formats that have one, made from the wide block.
+// A query at position p, in page P = p / 64, sees page j narrow iff 1 <= j <= P - 2: a rule of
+// absolute positions alone, so that answers do not depend on chunks or on what is shared. The first
+// page and a window of 64-127 tokens stay wide.
+//
+// The budget is never exceeded: blocks of both kinds are counted, and memory of freed blocks goes
+// back to the system before the other kind takes its place. Address space is reserved at once and
+// becomes resident when first written. Not thread-safe: owned by the step loop.
 #pragma once
 
 #include <cstddef>
@@ -14,11 +21,11 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cogumi/options.h"
+#include "engine/memory/block_pool.h"
 
 namespace cogumi {
 
 inline constexpr int kKvPageTokens = 64;
-using PageId = int32_t;
 
 struct KvShape {
   int layers = 0;
@@ -27,62 +34,94 @@ struct KvShape {
   KvFormat format = KvFormat::kF16;
 
   size_t ElementBytes() const { return format == KvFormat::kF32 ? 4 : 2; }
-  // Bytes of K (or V) of one page, layer and head.
+  // Bytes of K (or V) of one wide block, layer and head.
   size_t HeadBytes() const {
     return ElementBytes() * kKvPageTokens * static_cast<size_t>(head_dim);
   }
-  size_t PageBytes() const {
+  size_t WideBytes() const {
     return 2 * HeadBytes() * static_cast<size_t>(layers) * static_cast<size_t>(kv_heads);
   }
+  // 0: the format has no narrow blocks.
+  size_t NarrowBytes() const { return 0; }
+};
+
+struct KvPage {
+  BlockId wide = kNoBlock;
+  BlockId narrow = kNoBlock;
+  bool operator==(const KvPage&) const = default;
 };
 
 // The pages of one sequence; length counts tokens written or about to be written by a step.
 struct KvSequence {
-  std::vector<PageId> pages;
+  std::vector<KvPage> pages;
   int32_t length = 0;
 };
 
 class KvCache {
  public:
-  // RESOURCE_EXHAUSTED when the budget holds no page, naming both numbers.
+  // RESOURCE_EXHAUSTED when the budget does not hold a sequence of one page, naming both numbers.
   static absl::StatusOr<std::unique_ptr<KvCache>> Create(const KvShape& shape,
                                                          int64_t budget_bytes);
-  ~KvCache();
   KvCache(const KvCache&) = delete;
   KvCache& operator=(const KvCache&) = delete;
 
   const KvShape& shape() const { return shape_; }
-  int capacity_pages() const { return static_cast<int>(references_.size()); }
-  int free_pages() const { return static_cast<int>(free_.size()); }
-  int used_pages() const { return capacity_pages() - free_pages(); }
+  int64_t budget_bytes() const { return budget_; }
+  int64_t used_bytes() const { return wide_.used_bytes() + narrow_.used_bytes(); }
+  int64_t free_bytes() const { return budget_ - used_bytes(); }
+  const BlockPool& wide() const { return wide_; }
+  const BlockPool& narrow() const { return narrow_; }
   static int PagesFor(int32_t tokens) { return (tokens + kKvPageTokens - 1) / kKvPageTokens; }
 
-  // Makes room for `length` tokens and sets it; pages shared with a fork that would be written are
-  // copied first. RESOURCE_EXHAUSTED leaves the sequence as it was.
+  // The most that a sequence holds at any time while it grows to `tokens` a token a step.
+  int64_t BytesFor(int32_t tokens) const;
+  // The longest sequence that fits into the budget alone.
+  int64_t LongestSequence() const;
+  // What Extend(sequence, length) would take.
+  int64_t BytesNeeded(const KvSequence& sequence, int32_t length) const;
+  // The largest length <= `length` to which Extend would succeed now; at least sequence.length.
+  int32_t Reach(const KvSequence& sequence, int32_t length) const;
+
+  // Makes room for `length` tokens and sets it; blocks shared with others that would be written
+  // are copied first. RESOURCE_EXHAUSTED leaves the sequence as it was.
   absl::Status Extend(KvSequence& sequence, int32_t length);
-  // Forgets the tokens from `length` on.
+  // Forgets the tokens from `length` on: rejected drafts, before they are committed.
   void Truncate(KvSequence& sequence, int32_t length);
-  // A second sequence over the same pages, copy on write.
-  KvSequence Fork(const KvSequence& sequence);
+  // The next query will be at `length` or later: drops wide blocks that none of those sees.
+  void Commit(KvSequence& sequence, int32_t length);
   void Release(KvSequence& sequence) { Truncate(sequence, 0); }
 
-  // Start of K (then V at + HeadBytes()) of a page, layer and head. Valid while the cache lives.
-  std::byte* Head(PageId page, int layer, int kv_head) const {
-    return base_ + static_cast<size_t>(page) * shape_.PageBytes() +
-           2 * shape_.HeadBytes() *
-               (static_cast<size_t>(layer) * static_cast<size_t>(shape_.kv_heads) +
-                static_cast<size_t>(kv_head));
+  // A second sequence over the pages of the first `length` tokens, copy on write. It may grow from
+  // there if CanResume(pages, length, format).
+  KvSequence Share(const KvSequence& sequence, int32_t length);
+  KvSequence Fork(const KvSequence& sequence) { return Share(sequence, sequence.length); }
+  // Whether queries from position `length` on find every page in the precision they must see (a
+  // narrow block that is missing can still be made from the wide one).
+  static bool CanResume(const std::vector<KvPage>& pages, int32_t length, KvFormat format);
+
+  // One reference more, or less, to the blocks of a page: for holders of pages that are no
+  // sequence.
+  void Retain(const KvPage& page);
+  void Drop(const KvPage& page);
+
+  // Start of K (then V at + HeadBytes()) in a wide block. Valid while the cache lives.
+  std::byte* Head(BlockId wide, int layer, int kv_head) const {
+    return wide_.At(wide) + 2 * shape_.HeadBytes() *
+                                (static_cast<size_t>(layer) * static_cast<size_t>(shape_.kv_heads) +
+                                 static_cast<size_t>(kv_head));
   }
 
  private:
-  KvCache(const KvShape& shape, std::byte* base, size_t mapped_bytes, int pages);
-  void Drop(PageId page);
+  KvCache(const KvShape& shape, int64_t budget, BlockPool wide, BlockPool narrow);
+  static bool HasNarrow(KvFormat format);
+  // Pages that a sequence of `length` tokens has narrow: those after the first, up to this one.
+  int LastNarrow(int32_t length) const;
+  BlockId Take(BlockPool& pool, BlockPool& other);
 
-  KvShape shape_;
-  std::byte* base_;
-  size_t mapped_bytes_;
-  std::vector<int32_t> references_;
-  std::vector<PageId> free_;
+  const KvShape shape_;
+  const int64_t budget_;
+  BlockPool wide_;
+  BlockPool narrow_;
 };
 
 }  // namespace cogumi

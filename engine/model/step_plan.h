@@ -15,7 +15,7 @@ enum class TokenRole : uint8_t { kPrompt, kGenerated };
 // A sequence contributes rows [first_row, first_row + rows) at consecutive positions. Its pages
 // already have room for them. Any of its rows may ask for logits.
 struct StepSequence {
-  const std::vector<PageId>* pages = nullptr;  // borrowed until the step ends
+  const std::vector<KvPage>* pages = nullptr;  // borrowed until the step ends
   int32_t first_row = 0;
   int32_t rows = 0;
   int32_t first_position = 0;

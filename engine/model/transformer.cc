@@ -139,8 +139,8 @@ class Transformer : public Model {
         return bad("no pages for position ", end - 1);
       }
       for (int i = 0; i < KvCache::PagesFor(end); ++i) {
-        const PageId page = (*sequence.pages)[static_cast<size_t>(i)];
-        if (page < 0 || page >= cache.capacity_pages()) return bad("page ", page);
+        const KvPage& page = (*sequence.pages)[static_cast<size_t>(i)];
+        if (!cache.wide().Valid(page.wide)) return bad("block ", page.wide, " of page ", i);
       }
       next += sequence.rows;
     }
@@ -153,7 +153,7 @@ class Transformer : public Model {
     page_bases_.clear();
     for (const StepSequence& s : plan.sequences) {
       for (int i = 0; i < KvCache::PagesFor(s.first_position + s.rows); ++i) {
-        page_bases_.push_back(cache.Head((*s.pages)[static_cast<size_t>(i)], 0, 0));
+        page_bases_.push_back(cache.Head((*s.pages)[static_cast<size_t>(i)].wide, 0, 0));
       }
     }
     items_.clear();

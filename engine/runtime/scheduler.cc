@@ -47,8 +47,8 @@ absl::Status CheckLength(const GenerationRequest& request, int32_t context) {
 
 Scheduler::Scheduler(SchedulerOptions options, KvCache* cache, const Tokenizer* tokenizer)
     : options_(std::move(options)), cache_(cache), tokenizer_(tokenizer) {
-  stats_.kv_pages = cache_->capacity_pages();
-  stats_.kv_bytes = static_cast<int64_t>(cache_->shape().PageBytes()) * stats_.kv_pages;
+  stats_.kv_pages = cache_->wide().capacity();
+  stats_.kv_bytes = cache_->budget_bytes();
 }
 
 absl::StatusOr<std::unique_ptr<Sequence>> Scheduler::Prepare(
@@ -164,26 +164,29 @@ void Scheduler::PreemptLast() {
 
 void Scheduler::Admit(double now) {
   if (waiting_.empty()) return;
-  // Pages that running sequences will still take for tokens they already have.
-  int promised = 0;
+  // Bytes that running sequences will still take for tokens they already have.
+  int64_t promised = 0;
   for (const auto& sequence : running_) {
-    promised += std::max(0, KvCache::PagesFor(sequence->Length()) -
-                                static_cast<int>(sequence->kv.pages.size()));
+    promised += std::max<int64_t>(
+        0, cache_->BytesFor(sequence->Length()) - cache_->BytesFor(sequence->kv.length));
   }
   size_t admitted = 0;
   while (admitted < waiting_.size() &&
          running_.size() < static_cast<size_t>(options_.max_running)) {
     std::unique_ptr<Sequence>& next = waiting_[admitted];
-    const int pages = KvCache::PagesFor(next->Length());
-    // One more, so that it does not run out at its first tokens.
-    if (!running_.empty() && cache_->free_pages() - promised < pages + 1) break;
+    const int64_t bytes = cache_->BytesFor(next->Length());
+    // A page more, so that it does not run out at its first tokens.
+    if (!running_.empty() &&
+        cache_->free_bytes() - promised < bytes + cache_->wide().block_bytes()) {
+      break;
+    }
     ++admitted;
     if (!next->admitted.has_value()) next->admitted = now;
     if (next->ScoreDone()) {  // a text of one token
       End(*next, absl::OkStatus(), now);
       continue;
     }
-    promised += pages;
+    promised += bytes;
     Insert(running_, std::move(next));
   }
   waiting_.erase(waiting_.begin(), waiting_.begin() + static_cast<std::ptrdiff_t>(admitted));
@@ -223,10 +226,7 @@ void Scheduler::PlanPrefill() {
 int32_t Scheduler::PlanPrompt(Sequence& sequence, int32_t limit, int32_t& score_budget) {
   const int32_t remaining = sequence.Remaining();
   const int32_t start = sequence.kv.length;
-  const int64_t room =
-      (static_cast<int64_t>(sequence.kv.pages.size()) + cache_->free_pages()) * kKvPageTokens -
-      start;
-  int32_t rows = static_cast<int32_t>(std::min<int64_t>({remaining, limit, room}));
+  int32_t rows = cache_->Reach(sequence.kv, start + std::min(remaining, limit)) - start;
   int32_t logits = rows == remaining ? 1 : 0;
   if (sequence.request.score) {
     // Rows that were described before a preemption are not described again.
@@ -236,7 +236,6 @@ int32_t Scheduler::PlanPrompt(Sequence& sequence, int32_t limit, int32_t& score_
     logits = std::max(0, rows - silent);
     score_budget -= logits;
   }
-  // Extend fails only beyond `room`.
   if (rows == 0 || !cache_->Extend(sequence.kv, start + rows).ok()) return 0;
   AddRows(sequence, rows, logits);
   return rows;
@@ -314,6 +313,7 @@ void Scheduler::Commit(const absl::Status& forward, double now) {
 }
 
 void Scheduler::CommitSequence(Sequence& sequence, double now) {
+  cache_->Commit(sequence.kv, sequence.kv.length);
   const int32_t prompt = std::min(sequence.kv.length, sequence.prompt_length);
   if (prompt > sequence.counted_prompt) {
     stats_.prompt_tokens += static_cast<uint64_t>(prompt - sequence.counted_prompt);
@@ -423,7 +423,7 @@ EngineStats Scheduler::Stats() const {
   EngineStats stats = stats_;
   stats.running = static_cast<int32_t>(running_.size());
   stats.queued = static_cast<int32_t>(waiting_.size());
-  stats.kv_pages_used = cache_->used_pages();
+  stats.kv_pages_used = cache_->wide().used();
   return stats;
 }
 

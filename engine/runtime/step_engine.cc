@@ -309,7 +309,7 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateEngineFromParts(const EngineOption
   const int32_t wanted =
       options.context_length > 0 ? options.context_length : config.context_length;
   // A sequence must fit into the cache when it runs alone: that is what makes preemption end.
-  const int64_t held = static_cast<int64_t>(cache->capacity_pages()) * kKvPageTokens;
+  const int64_t held = cache->LongestSequence();
 
   SchedulerOptions scheduler;
   scheduler.vocabulary = config.vocabulary_size;

@@ -107,7 +107,7 @@ absl::Status WriteLogits(const LogitsOptions& options) {
   const KvShape shape = model->kv_shape();
   ASSIGN_OR_RETURN(
       const std::unique_ptr<KvCache> cache,
-      KvCache::Create(shape, static_cast<int64_t>(shape.PageBytes()) * KvCache::PagesFor(longest)));
+      KvCache::Create(shape, static_cast<int64_t>(shape.WideBytes()) * KvCache::PagesFor(longest)));
   std::cout << "{\"kernels\": \"" << model->kernel_configuration()
             << "\", \"vocabulary\": " << config.vocabulary_size << ", \"rows\": " << rows
             << ", \"threads\": " << pool.size() << ", \"chunk\": " << options.chunk << "}"

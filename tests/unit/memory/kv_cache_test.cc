@@ -15,26 +15,27 @@ namespace {
 constexpr KvShape kShape{2, 2, 4, KvFormat::kF32};
 
 std::unique_ptr<KvCache> MakeCache(int pages) {
-  auto cache = KvCache::Create(kShape, static_cast<int64_t>(kShape.PageBytes()) * pages);
+  auto cache = KvCache::Create(kShape, static_cast<int64_t>(kShape.WideBytes()) * pages);
   EXPECT_TRUE(cache.ok()) << cache.status();
   return *std::move(cache);
 }
 
 // One number per token, in the last byte range of the page, so that whole pages must be copied.
 uint32_t* Slot(const KvCache& cache, const KvSequence& sequence, int32_t position) {
-  std::byte* head = cache.Head(sequence.pages[static_cast<size_t>(position / kKvPageTokens)], 1, 1);
+  const KvPage& page = sequence.pages[static_cast<size_t>(position / kKvPageTokens)];
+  std::byte* head = cache.Head(page.wide, 1, 1);
   return reinterpret_cast<uint32_t*>(head + kShape.HeadBytes()) + position % kKvPageTokens;
 }
 
 TEST(KvCache, ShapeCountsBytes) {
   EXPECT_EQ(kShape.HeadBytes(), 4u * 64 * 4);
-  EXPECT_EQ(kShape.PageBytes(), 2u * 2 * 2 * 4 * 64 * 4);
-  EXPECT_EQ((KvShape{2, 2, 4, KvFormat::kF16}).PageBytes(), kShape.PageBytes() / 2);
+  EXPECT_EQ(kShape.WideBytes(), 2u * 2 * 2 * 4 * 64 * 4);
+  EXPECT_EQ((KvShape{2, 2, 4, KvFormat::kF16}).WideBytes(), kShape.WideBytes() / 2);
 }
 
 TEST(KvCache, BudgetBecomesPages) {
-  const int64_t page = static_cast<int64_t>(kShape.PageBytes());
-  EXPECT_EQ((*KvCache::Create(kShape, 3 * page + page - 1))->capacity_pages(), 3);
+  const int64_t page = static_cast<int64_t>(kShape.WideBytes());
+  EXPECT_EQ((*KvCache::Create(kShape, 3 * page + page - 1))->wide().capacity(), 3);
   for (const int64_t budget : {int64_t{0}, int64_t{-1}, page - 1}) {
     const auto cache = KvCache::Create(kShape, budget);
     EXPECT_EQ(cache.status().code(), absl::StatusCode::kResourceExhausted);
@@ -48,7 +49,7 @@ TEST(KvCache, BudgetBecomesPages) {
 TEST(KvCache, HeadsOfAPageDoNotOverlap) {
   const auto cache = MakeCache(2);
   std::set<std::byte*> starts;
-  for (PageId page = 0; page < 2; ++page) {
+  for (BlockId page = 0; page < 2; ++page) {
     for (int layer = 0; layer < 2; ++layer) {
       for (int head = 0; head < 2; ++head) starts.insert(cache->Head(page, layer, head));
     }
@@ -64,17 +65,17 @@ TEST(KvCache, ExtendTakesPagesAndTruncateGivesThemBack) {
   const auto cache = MakeCache(4);
   KvSequence sequence;
   ASSERT_TRUE(cache->Extend(sequence, 1).ok());
-  EXPECT_EQ(cache->used_pages(), 1);
+  EXPECT_EQ(cache->wide().used(), 1);
   ASSERT_TRUE(cache->Extend(sequence, 64).ok());
-  EXPECT_EQ(cache->used_pages(), 1);
+  EXPECT_EQ(cache->wide().used(), 1);
   ASSERT_TRUE(cache->Extend(sequence, 65).ok());
-  EXPECT_EQ(cache->used_pages(), 2);
+  EXPECT_EQ(cache->wide().used(), 2);
   ASSERT_TRUE(cache->Extend(sequence, 10).ok());  // shorter: nothing
   EXPECT_EQ(sequence.length, 65);
   cache->Truncate(sequence, 64);
-  EXPECT_EQ(cache->used_pages(), 1);
+  EXPECT_EQ(cache->wide().used(), 1);
   cache->Release(sequence);
-  EXPECT_EQ(cache->used_pages(), 0);
+  EXPECT_EQ(cache->wide().used(), 0);
   EXPECT_EQ(sequence.length, 0);
 }
 
@@ -82,11 +83,11 @@ TEST(KvCache, ExhaustionLeavesTheSequenceAsItWas) {
   const auto cache = MakeCache(2);
   KvSequence sequence;
   ASSERT_TRUE(cache->Extend(sequence, 64).ok());
-  const std::vector<PageId> pages = sequence.pages;
+  const std::vector<KvPage> pages = sequence.pages;
   EXPECT_EQ(cache->Extend(sequence, 129).code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(sequence.pages, pages);
   EXPECT_EQ(sequence.length, 64);
-  EXPECT_EQ(cache->free_pages(), 1);
+  EXPECT_EQ(cache->free_bytes(), static_cast<int64_t>(kShape.WideBytes()));
 }
 
 TEST(KvCache, ForkCopiesOnlyTheSharedPageThatIsWritten) {
@@ -95,19 +96,19 @@ TEST(KvCache, ForkCopiesOnlyTheSharedPageThatIsWritten) {
   ASSERT_TRUE(cache->Extend(first, 100).ok());
   for (int32_t i = 0; i < 100; ++i) *Slot(*cache, first, i) = static_cast<uint32_t>(i);
   KvSequence second = cache->Fork(first);
-  EXPECT_EQ(cache->used_pages(), 2);
+  EXPECT_EQ(cache->wide().used(), 2);
   ASSERT_TRUE(cache->Extend(second, 101).ok());
-  EXPECT_EQ(cache->used_pages(), 3);
+  EXPECT_EQ(cache->wide().used(), 3);
   EXPECT_EQ(second.pages[0], first.pages[0]);
   EXPECT_NE(second.pages[1], first.pages[1]);
   for (int32_t i = 0; i < 100; ++i) {
     EXPECT_EQ(*Slot(*cache, second, i), static_cast<uint32_t>(i));
   }
   ASSERT_TRUE(cache->Extend(first, 101).ok());  // alone again: no copy
-  EXPECT_EQ(cache->used_pages(), 3);
+  EXPECT_EQ(cache->wide().used(), 3);
   cache->Release(first);
   cache->Release(second);
-  EXPECT_EQ(cache->used_pages(), 0);
+  EXPECT_EQ(cache->wide().used(), 0);
 }
 
 TEST(KvCache, CopyThatFindsNoPageLeavesBothAsTheyWere) {
@@ -118,6 +119,54 @@ TEST(KvCache, CopyThatFindsNoPageLeavesBothAsTheyWere) {
   EXPECT_FALSE(cache->Extend(second, 71).ok());
   EXPECT_EQ(second.pages, first.pages);
   EXPECT_EQ(second.length, 70);
+}
+
+TEST(KvCache, ShareCountsReferencesToABeginning) {
+  const auto cache = MakeCache(4);
+  KvSequence first;
+  ASSERT_TRUE(cache->Extend(first, 140).ok());
+  for (int32_t i = 0; i < 140; ++i) *Slot(*cache, first, i) = static_cast<uint32_t>(i);
+  KvSequence second = cache->Share(first, 100);
+  EXPECT_EQ(second.length, 100);
+  EXPECT_EQ(second.pages.size(), 2u);
+  EXPECT_TRUE(KvCache::CanResume(second.pages, 100, kShape.format));
+  EXPECT_TRUE(KvCache::CanResume(second.pages, 128, kShape.format));
+  EXPECT_FALSE(KvCache::CanResume(second.pages, 129, kShape.format));
+  cache->Release(first);
+  EXPECT_EQ(cache->wide().used(), 2);
+  ASSERT_TRUE(cache->Extend(second, 101).ok());
+  EXPECT_EQ(cache->wide().used(), 2);  // alone: nothing to copy
+  for (int32_t i = 0; i < 100; ++i) {
+    EXPECT_EQ(*Slot(*cache, second, i), static_cast<uint32_t>(i));
+  }
+  const KvPage held = second.pages[0];
+  cache->Retain(held);
+  cache->Release(second);
+  EXPECT_EQ(cache->wide().used(), 1);
+  cache->Drop(held);
+  EXPECT_EQ(cache->used_bytes(), 0);
+}
+
+TEST(KvCache, NeedsAndReachAgreeWithExtend) {
+  const auto cache = MakeCache(3);
+  const int64_t page = static_cast<int64_t>(kShape.WideBytes());
+  KvSequence first;
+  EXPECT_EQ(cache->BytesNeeded(first, 65), 2 * page);
+  EXPECT_EQ(cache->Reach(first, 500), 192);
+  ASSERT_TRUE(cache->Extend(first, 70).ok());
+  EXPECT_EQ(cache->BytesNeeded(first, 128), 0);
+  EXPECT_EQ(cache->BytesNeeded(first, 129), page);
+  KvSequence second = cache->Fork(first);
+  EXPECT_EQ(cache->BytesNeeded(second, 71), page);  // the copy
+  EXPECT_EQ(cache->BytesNeeded(second, 129), 2 * page);
+  EXPECT_EQ(cache->Reach(second, 150), 128);
+  EXPECT_EQ(cache->free_bytes(), page);
+  ASSERT_TRUE(cache->Extend(second, 128).ok());
+  EXPECT_EQ(cache->Reach(first, 150), 128);
+  EXPECT_EQ(cache->Reach(second, 129), 128);
+  EXPECT_EQ(cache->LongestSequence(), 192);
+  cache->Release(first);
+  cache->Release(second);
 }
 
 // Random operations over several sequences, held against plain vectors of numbers.
@@ -141,7 +190,7 @@ TEST(KvCache, RandomOperationsKeepEveryTokensContent) {
       } else if (choice <= 5) {
         Modelled& m = live[random() % live.size()];
         const int32_t length = m.sequence.length + static_cast<int32_t>(random() % 90);
-        const std::vector<PageId> before = m.sequence.pages;
+        const std::vector<KvPage> before = m.sequence.pages;
         if (cache->Extend(m.sequence, length).ok()) {
           ASSERT_EQ(m.sequence.length, length);
           for (size_t i = 0; i < before.size(); ++i) copies += before[i] != m.sequence.pages[i];
@@ -168,20 +217,20 @@ TEST(KvCache, RandomOperationsKeepEveryTokensContent) {
         cache->Release(live[index].sequence);
         live.erase(live.begin() + static_cast<std::ptrdiff_t>(index));
       }
-      std::set<PageId> used;
+      std::set<BlockId> used;
       for (const Modelled& m : live) {
         ASSERT_EQ(m.sequence.pages.size(),
                   static_cast<size_t>(KvCache::PagesFor(m.sequence.length)));
-        used.insert(m.sequence.pages.begin(), m.sequence.pages.end());
+        for (const KvPage& page : m.sequence.pages) used.insert(page.wide);
         for (size_t i = 0; i < m.content.size(); ++i) {
           ASSERT_EQ(*Slot(*cache, m.sequence, static_cast<int32_t>(i)), m.content[i]);
         }
       }
-      ASSERT_EQ(cache->used_pages(), static_cast<int>(used.size()));
-      ASSERT_EQ(cache->free_pages(), kPages - cache->used_pages());
+      ASSERT_EQ(cache->wide().used(), static_cast<int>(used.size()));
+      ASSERT_EQ(cache->free_bytes(), cache->budget_bytes() - cache->used_bytes());
     }
     for (Modelled& m : live) cache->Release(m.sequence);
-    ASSERT_EQ(cache->used_pages(), 0);
+    ASSERT_EQ(cache->wide().used(), 0);
   }
   EXPECT_GT(copies, 100);
   EXPECT_GT(refusals, 100);

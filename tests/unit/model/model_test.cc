@@ -128,7 +128,7 @@ TEST_P(Invariance, SameBitsInAnyChunkBatchAndThreadCount) {
         }
         EXPECT_EQ(mixed, want);
         for (KvSequence* kv : {&a, &b, &c}) m->cache->Release(*kv);
-        EXPECT_EQ(m->cache->used_pages(), 0);
+        EXPECT_EQ(m->cache->used_bytes(), 0);
       }
     }
   }
@@ -177,7 +177,7 @@ TEST(Model, AForkSharesThePastAndGoesItsOwnWay) {
   EXPECT_EQ(second.back(), InChunks(m, other, 20).back());
   m.cache->Release(a);
   m.cache->Release(b);
-  EXPECT_EQ(m.cache->used_pages(), 0);
+  EXPECT_EQ(m.cache->used_bytes(), 0);
 }
 
 TEST(Model, RefusesPlansThatBreakTheRules) {

@@ -190,8 +190,8 @@ class FakeModel : public Model {
 
  private:
   static std::byte* Slot(const KvCache& cache, const StepSequence& sequence, int32_t position) {
-    const PageId page = (*sequence.pages)[static_cast<size_t>(position / kKvPageTokens)];
-    return cache.Head(page, 0, 0) + 8 * (position % kKvPageTokens);
+    const KvPage& page = (*sequence.pages)[static_cast<size_t>(position / kKvPageTokens)];
+    return cache.Head(page.wide, 0, 0) + 8 * (position % kKvPageTokens);
   }
 
   // step_plan.h, word by word.

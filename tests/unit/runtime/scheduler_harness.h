@@ -16,7 +16,7 @@ struct SchedulerHarness {
       : options(Completed(std::move(from), pages)),
         model(options.context_length, Limits(options)),
         cache(*KvCache::Create(model.kv_shape(),
-                               static_cast<int64_t>(model.kv_shape().PageBytes()) * pages)),
+                               static_cast<int64_t>(model.kv_shape().WideBytes()) * pages)),
         scheduler(options, cache.get(), &tokenizer) {}
 
   static SchedulerOptions Completed(SchedulerOptions options, int pages) {
@@ -86,7 +86,7 @@ struct SchedulerHarness {
     EXPECT_EQ(stats.running, 0);
     EXPECT_EQ(stats.queued, 0);
     EXPECT_EQ(stats.kv_pages_used, 0);
-    EXPECT_EQ(cache->used_pages(), 0);
+    EXPECT_EQ(cache->used_bytes(), 0);
     EXPECT_TRUE(scheduler.Idle());
   }
 

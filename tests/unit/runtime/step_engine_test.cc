@@ -104,7 +104,7 @@ TEST(StepEngine, ManyAtOnceFromManyThreads) {
   EngineOptions options;
   options.max_running = 5;
   options.prefill_chunk = 40;
-  options.kv_bytes = static_cast<int64_t>(FakeModel().kv_shape().PageBytes()) * 12;
+  options.kv_bytes = static_cast<int64_t>(FakeModel().kv_shape().WideBytes()) * 12;
   const auto engine = MakeEngine(options, FakeParts(options));
   std::vector<std::thread> callers;
   std::atomic<int> wrong{0};
@@ -379,7 +379,7 @@ TEST(StepEngine, ContextIsWhatOptionsModelAndCacheAllow) {
   const auto context = [](int32_t wanted, int64_t pages) {
     EngineOptions options;
     options.context_length = wanted;
-    options.kv_bytes = static_cast<int64_t>(FakeModel().kv_shape().PageBytes()) * pages;
+    options.kv_bytes = static_cast<int64_t>(FakeModel().kv_shape().WideBytes()) * pages;
     return MakeEngine(options, FakeParts(options))->Model().context_length;
   };
   EXPECT_EQ(context(0, 100), 512);
