@@ -26,7 +26,9 @@ class BlockPool {
   int used() const { return used_; }
   int64_t used_bytes() const { return used_ * block_bytes(); }
   // Of blocks that are used or were and have not been given back to the system.
-  int64_t resident_bytes() const { return (used_ + static_cast<int>(warm_.size())) * block_bytes(); }
+  int64_t resident_bytes() const {
+    return (used_ + static_cast<int64_t>(warm_.size())) * block_bytes();
+  }
   // Whether the next Take makes a block more resident.
   bool TakeGrows() const { return warm_.empty(); }
 
