@@ -369,6 +369,7 @@ void Scheduler::End(Sequence& sequence, absl::Status status, double now) {
   completion.usage.completion_tokens = sequence.Generated();
   completion.receipt.seed = sequence.sampler.seed();
   completion.receipt.template_digest = std::move(sequence.request.template_digest);
+  completion.receipt.adapter_digest = std::move(sequence.request.adapter);
   Timings& timings = completion.timings;
   timings.queue = sequence.admitted.value_or(now) - sequence.submitted;
   if (sequence.admitted.has_value()) {

@@ -48,7 +48,7 @@ struct Delivery {
   std::shared_ptr<ResponseSink> sink;
   std::optional<Chunk> chunk;
   std::optional<absl::Status> end;
-  Completion completion;  // of an end; receipt: seed and template only
+  Completion completion;  // of an end; receipt: seed, template, adapter only
 };
 
 class Scheduler {

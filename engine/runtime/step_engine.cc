@@ -175,6 +175,9 @@ absl::StatusOr<std::string> StepEngine::Detokenize(const std::vector<TokenId>& t
 
 absl::StatusOr<RequestHandle> StepEngine::Submit(GenerationRequest request,
                                                  std::shared_ptr<ResponseSink> sink) {
+  if (!request.adapter.empty()) {
+    return absl::NotFoundError(absl::StrCat("adapter: ", request.adapter, " is not loaded"));
+  }
   // Outside the lock: a long prompt is not checked at the expense of the step thread.
   ASSIGN_OR_RETURN(std::unique_ptr<Sequence> sequence,
                    scheduler_.Prepare(std::move(request), std::move(sink)));

@@ -33,6 +33,7 @@ struct GenerationRequest {
   double deadline = 0;          // Clock::Now() seconds; 0: none
   std::vector<TokenId> tokens;  // the prompt, 1..context-1 tokens
   std::string template_digest;  // goes into the receipt
+  std::string adapter;          // digest of a loaded adapter; empty: the base alone
   SamplingParams sampling;
   bool score = false;  // only log-probabilities of the prompt; nothing is generated
 };
@@ -83,8 +84,8 @@ class Engine {
                                                  bool special) const = 0;
 
   // Checks the request and queues it. Errors: INVALID_ARGUMENT naming the field, OUT_OF_RANGE
-  // (context overflow, naming both numbers), RESOURCE_EXHAUSTED (queue full), UNAVAILABLE
-  // (draining). On an error the sink is never called.
+  // (context overflow, naming both numbers), NOT_FOUND (the adapter is not loaded),
+  // RESOURCE_EXHAUSTED (queue full), UNAVAILABLE (draining). On an error the sink is never called.
   virtual absl::StatusOr<RequestHandle> Submit(GenerationRequest request,
                                                std::shared_ptr<ResponseSink> sink) = 0;
   // Ends a request with CANCELLED before the step after next; unknown handles are ignored.

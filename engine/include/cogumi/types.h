@@ -94,6 +94,7 @@ struct SpeculationStats {
 struct Receipt {
   std::string model_digest;     // SHA-256 of the file, hex
   std::string template_digest;  // of the chat template; empty for raw prompts
+  std::string adapter_digest;   // empty: the base alone
   std::string kernel_digest;
   std::string kernel_configuration;  // e.g. "avx512vnni/int16/kv-f16"
   uint64_t seed = 0;
