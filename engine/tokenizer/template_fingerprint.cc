@@ -1,8 +1,7 @@
 #include "engine/tokenizer/template_fingerprint.h"
 
-#include <utility>
-
 #include "engine/io/message.h"
+#include "engine/tokenizer/canonical_jinja.h"
 
 namespace cogumi {
 namespace {
@@ -11,123 +10,116 @@ bool Contains(std::string_view text, std::string_view part) {
   return text.find(part) != std::string_view::npos;
 }
 
-void ReplaceAll(std::string_view from, std::string_view to, std::string* text) {
-  std::string result;
-  size_t done = 0;
-  for (size_t at = text->find(from); at != std::string::npos; at = text->find(from, done)) {
-    result.append(*text, done, at - done).append(to);
-    done = at + from.size();
+size_t Count(std::string_view text, std::string_view part) {
+  size_t count = 0;
+  for (size_t at = text.find(part); at != std::string_view::npos; at = text.find(part, at + 1)) {
+    ++count;
   }
-  result.append(*text, done);
-  *text = std::move(result);
+  return count;
 }
 
-// The text without spaces and line breaks (written as such or as \n), in one spelling.
-std::string Compact(std::string_view source) {
-  std::string text(source);
-  for (const std::string_view gap : {" ", "\t", "\r", "\n", "\\n"}) ReplaceAll(gap, "", &text);
-  ReplaceAll("\"", "'", &text);
-  ReplaceAll("['role']", ".role", &text);
-  ReplaceAll("['content']", ".content", &text);
-  for (const std::string_view brace : {"{{", "{%"}) ReplaceAll(Cat(brace, "-"), brace, &text);
-  for (const std::string_view brace : {"}}", "%}"}) ReplaceAll(Cat("-", brace), brace, &text);
-  return text;
+// True when an output or a variable is exactly `expression`.
+bool Writes(std::string_view canonical, std::string_view expression) {
+  return Contains(canonical, Cat("{{", expression, "}}")) ||
+         Contains(canonical, Cat("=", expression, "%}"));
 }
 
-// True when the compact template ends in `header`, as a string literal or as bare text.
-bool EndsInHeader(std::string_view compact, std::string_view header) {
+// True when the template ends in `header`.
+bool EndsInHeader(std::string_view canonical, std::string_view header) {
   constexpr std::string_view kEndIf = "{%endif%}";
-  if (compact.ends_with(kEndIf)) compact.remove_suffix(kEndIf.size());
-  return compact.ends_with(Cat("{{'", header, "'}}")) || compact.ends_with(Cat("%}", header));
+  if (canonical.ends_with(kEndIf)) canonical.remove_suffix(kEndIf.size());
+  return canonical.ends_with(Cat("{{'", header, "'}}"));
 }
 
-// Text inside a Jinja string literal, its escapes resolved; nullopt when it is not plain text (the
-// literal ends in it, or an expression begins).
-std::optional<std::string> PlainLiteral(std::string_view raw) {
-  for (const std::string_view code : {"{{", "{%", "{#", "}}", "%}", "' +", "\" +", "'+", "\"+"}) {
-    if (Contains(raw, code)) return std::nullopt;
+// Where the beginning-of-sequence token is written; nullopt when not as the first of all.
+std::optional<bool> WritesBos(std::string_view canonical) {
+  constexpr std::string_view kBos = "bos_token";
+  const size_t count = Count(canonical, kBos);
+  if (count == 0) return false;
+  if (count > 1) return std::nullopt;
+  for (const std::string_view first :
+       {"{%if loop.index0==0%}{%set content=bos_token+content%}{%endif%}",
+        "{%if loop.first%}{{bos_token}}{%endif%}"}) {
+    if (Contains(canonical, first)) return true;
   }
-  std::string text;
-  for (size_t i = 0; i < raw.size(); ++i) {
-    if (raw[i] == '\\' && i + 1 < raw.size()) {
-      ++i;
-      text.push_back(raw[i] == 'n' ? '\n' : raw[i] == 't' ? '\t' : raw[i]);
-    } else {
-      text.push_back(raw[i]);
-    }
+  // Before anything else is written, and not under a condition.
+  const size_t at = canonical.find("{{");
+  const std::string_view before = canonical.substr(0, at);
+  if (at == std::string_view::npos || Contains(before, "{%for ") ||
+      Count(before, "{%if ") != Count(before, "{%endif%}")) {
+    return std::nullopt;
   }
-  return text;
+  const std::string_view rest = canonical.substr(at + 2);
+  if (!rest.starts_with(kBos)) return std::nullopt;
+  const std::string_view next = rest.substr(kBos.size());
+  if (next.starts_with("}}") || next.starts_with("+")) return true;
+  return std::nullopt;
 }
+
+constexpr std::string_view kChatMlSystem = "'<|im_start|>system";
 
 // The system message that the template spells out between its markers.
-std::optional<std::string> FindDefaultSystem(std::string_view source) {
-  constexpr std::string_view kStart = "<|im_start|>system";
-  constexpr std::string_view kEnd = "<|im_end|>";
-  for (size_t at = source.find(kStart); at != std::string_view::npos;
-       at = source.find(kStart, at + 1)) {
-    std::string_view rest = source.substr(at + kStart.size());
-    if (rest.starts_with("\n")) {
-      rest.remove_prefix(1);
-    } else if (rest.starts_with("\\n")) {
-      rest.remove_prefix(2);
-    } else {
-      continue;
-    }
-    const size_t end = rest.find(kEnd);
-    if (end == std::string_view::npos) continue;
-    if (auto text = PlainLiteral(rest.substr(0, end)); text.has_value()) return text;
+std::optional<std::string> FindDefaultSystem(std::string_view canonical) {
+  constexpr std::string_view kEnd = "<|im_end|>\n";
+  const std::string start = Cat(kChatMlSystem, "\n");
+  for (size_t at = canonical.find(start); at != std::string_view::npos;
+       at = canonical.find(start, at + 1)) {
+    std::string_view literal = canonical.substr(at + start.size());
+    literal = literal.substr(0, literal.find('\''));
+    const size_t end = literal.find(kEnd);
+    if (end != std::string_view::npos) return LiteralText(literal.substr(0, end));
   }
   return std::nullopt;
 }
 
-// True when a system message is opened and then filled piece by piece, other than for tools.
-bool ComposesSystem(std::string_view compact) {
-  constexpr std::string_view kOpen = "{{'<|im_start|>system'}}";
-  constexpr std::string_view kForTools = "{%iftools%}";
-  for (size_t at = compact.find(kOpen); at != std::string_view::npos;
-       at = compact.find(kOpen, at + 1)) {
-    if (!compact.substr(0, at).ends_with(kForTools)) return true;
+// True when a system message is written in another way than any message: with other white space, or
+// filled piece by piece, other than for tools.
+bool ComposesSystem(std::string_view canonical) {
+  constexpr std::string_view kForTools = "{%if tools%}{{";
+  for (size_t at = canonical.find(kChatMlSystem); at != std::string_view::npos;
+       at = canonical.find(kChatMlSystem, at + 1)) {
+    if (canonical.substr(0, at).ends_with(kForTools)) continue;
+    std::string_view rest = canonical.substr(at + kChatMlSystem.size());
+    rest = rest.substr(0, rest.find("}}"));
+    if (!rest.starts_with("\n") || !Contains(rest, "<|im_end|>\n")) return true;
   }
   return false;
 }
 
 // How one message is written; with trim when white space around its content is taken away.
-bool WritesChatMl(std::string_view compact, bool trim) {
-  const std::string_view filter = trim ? "|trim" : "";
-  return Contains(compact,
-                  Cat("<|im_start|>'+message.role+''+message.content", filter, "+'<|im_end|>")) ||
-         Contains(compact,
-                  Cat("<|im_start|>{{message.role}}{{message.content", filter, "}}<|im_end|>"));
+bool WritesChatMl(std::string_view canonical, bool trim) {
+  return Writes(canonical, Cat("'<|im_start|>'+message.role+'\n'+message.content",
+                               trim ? "|trim" : "", "+'<|im_end|>\n'"));
 }
 
-bool IsChatMl(std::string_view compact) {
-  return (WritesChatMl(compact, false) || WritesChatMl(compact, true)) &&
-         EndsInHeader(compact, "<|im_start|>assistant") && !ComposesSystem(compact) &&
-         !Contains(compact, "<think>");
+bool IsChatMl(std::string_view canonical) {
+  return (WritesChatMl(canonical, false) || WritesChatMl(canonical, true)) &&
+         EndsInHeader(canonical, "<|im_start|>assistant\n") && !ComposesSystem(canonical) &&
+         !Contains(canonical, "<think>");
 }
 
 constexpr std::string_view kLlama3System = "<|start_header_id|>system<|end_header_id|>";
 constexpr std::string_view kLlama31Dates =
-    "{{'CuttingKnowledgeDate:December2023'}}{{'TodayDate:'+date_string+''}}";
+    "Cutting Knowledge Date: December 2023\nToday Date: '+date_string+'\n\n'";
 
-bool IsLlama3(std::string_view compact) {
-  const bool writes_messages = Contains(compact,
-                                        "'<|start_header_id|>'+message.role+'<|end_header_id|>'+"
-                                        "message.content|trim+'<|eot_id|>'");
-  const bool plain_system = !Contains(compact, kLlama3System);
-  return writes_messages && (plain_system || Contains(compact, kLlama31Dates)) &&
-         EndsInHeader(compact, "<|start_header_id|>assistant<|end_header_id|>");
+bool IsLlama3(std::string_view canonical) {
+  const bool plain_system = !Contains(canonical, kLlama3System);
+  return Writes(canonical,
+                "'<|start_header_id|>'+message.role+'<|end_header_id|>\n\n'+message.content|trim+"
+                "'<|eot_id|>'") &&
+         (plain_system || (Contains(canonical, Cat(kLlama3System, "\n\n")) &&
+                           Contains(canonical, kLlama31Dates))) &&
+         EndsInHeader(canonical, "<|start_header_id|>assistant<|end_header_id|>\n\n");
 }
 
 // Llama 3.1's dates. Today's is the one that the template falls back to, not the calendar's: the
 // same prompt then always has the same tokens.
-std::string Llama31Preamble(std::string_view source) {
-  std::string_view date = "26 Jul 2024";
-  for (const std::string_view set : {"date_string = \"", "date_string = '"}) {
-    const size_t at = source.find(set);
-    if (at == std::string_view::npos) continue;
-    const std::string_view rest = source.substr(at + set.size());
-    date = rest.substr(0, rest.find(set.back()));
+std::string Llama31Preamble(std::string_view canonical) {
+  constexpr std::string_view kSet = "{%set date_string='";
+  std::string date = "26 Jul 2024";
+  if (const size_t at = canonical.find(kSet); at != std::string_view::npos) {
+    const std::string_view rest = canonical.substr(at + kSet.size());
+    date = LiteralText(rest.substr(0, rest.find('\'')));
   }
   return Cat("Cutting Knowledge Date: December 2023\nToday Date: ", date, "\n\n");
 }
@@ -136,16 +128,18 @@ std::string Llama31Preamble(std::string_view source) {
 
 TemplateFingerprint RecogniseTemplate(std::string_view source) {
   TemplateFingerprint found;
-  const std::string compact = Compact(source);
-  found.bos = Contains(compact, "bos_token");
-  if (IsChatMl(compact)) {
+  const std::string canonical = CanonicalJinja(source);
+  const std::optional<bool> bos = WritesBos(canonical);
+  if (!bos.has_value()) return found;
+  found.bos = *bos;
+  if (IsChatMl(canonical)) {
     found.family = TemplateFamily::kChatMl;
-    found.trim = WritesChatMl(compact, true);
-    found.default_system = FindDefaultSystem(source);
-  } else if (IsLlama3(compact)) {
+    found.trim = WritesChatMl(canonical, true);
+    found.default_system = FindDefaultSystem(canonical);
+  } else if (IsLlama3(canonical)) {
     found.family = TemplateFamily::kLlama3;
     found.trim = true;
-    if (Contains(compact, kLlama31Dates)) found.system_preamble = Llama31Preamble(source);
+    if (Contains(canonical, kLlama31Dates)) found.system_preamble = Llama31Preamble(canonical);
   }
   return found;
 }

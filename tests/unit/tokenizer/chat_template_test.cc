@@ -218,6 +218,92 @@ TEST(ChatTemplate, UnknownOnesSayHowToChoose) {
   EXPECT_THAT(std::string(refused.status().message()), HasSubstr("\"alpaca\""));
 }
 
+// `text` with the first `from` in it replaced; it must be there.
+std::string With(std::string text, const std::string& from, const std::string& to) {
+  const size_t at = text.find(from);
+  EXPECT_NE(at, std::string::npos) << from;
+  return text.replace(at, from.size(), to);
+}
+
+std::string FamilyOf(const std::string& source) {
+  return std::string(Fixture(source).Create()->name());
+}
+
+TEST(ChatTemplate, TheOutputsWhiteSpaceMustBeTheFamilys) {
+  const std::string plain = kPlainChatMl;
+  const std::string bare = kBareChatMl;
+  const std::string qwen = kQwenChatMl;
+  const std::string llama = kLlama3;
+  const std::string llama31 = kLlama31;
+  for (const std::string& source : {
+           With(plain, "role + '\\n' +", "role + ' ' +"),        // a space after the role
+           With(plain, "role + '\\n' +", "role +"),             // nothing after it
+           With(plain, "role + '\\n' +", "role + '\\n\\n' +"),  // two line breaks
+           With(plain, "<|im_end|>\\n'", "<|im_end|>'"),       // none after the message
+           With(plain, "<|im_end|>\\n'", "<|im_end|> '"),
+           With(plain, "'<|im_end|>", "' <|im_end|>"),
+           With(plain, "'<|im_start|>'", "'<|im_start|> '"),
+           With(plain, "assistant\\n", "assistant"),  // the header of the answer
+           With(plain, "assistant\\n", "assistant "),
+           With(bare, "}}\n{{", "}} {{"),
+           With(bare, "}}\n{{", "-}}\n{{"),  // the line break is stripped
+           With(bare, "<|im_end|>\n{%", "<|im_end|>\n{%-"),
+           With(bare, "assistant\n{%", "assistant\n{%-"),
+           With(qwen, "Q.<|im_end|>\\n", "Q.<|im_end|>"),
+           With(qwen, "<|im_start|>system\\nYou", "<|im_start|>system You"),
+           With(qwen, "message.content + '<|im_end|>' + '\\n'", "message.content + '<|im_end|>'"),
+           With(llama, "<|end_header_id|>\n\n'+", "<|end_header_id|>\n'+"),
+           With(llama, "+ '<|eot_id|>'", "+ '\n<|eot_id|>'"),
+           With(llama, "assistant<|end_header_id|>\n\n", "assistant<|end_header_id|>\n"),
+           With(llama31, "system<|end_header_id|>\\n\\n", "system<|end_header_id|>\\n"),
+           With(llama31, "2023\\n", "2023 "),
+       }) {
+    EXPECT_EQ(FamilyOf(source), "") << source;
+  }
+}
+
+TEST(ChatTemplate, WhiteSpaceThatJinjaDropsDoesNotMatter) {
+  const std::string plain = kPlainChatMl;
+  const std::string bare = kBareChatMl;
+  for (const std::string& source : {
+           With(plain, "'<|im_start|>' + message.role", "\"<|im_start|>\"+message['role']"),
+           With(plain, "'\\n' + message.content", "\n    '\\n' +\n    message[\"content\"]"),
+           With(plain, "%}{{-", "%}\n    {{-"),
+           With(plain, "role + '\\n'", "role + '\n'"),  // a line break in the literal itself
+           With(plain, "'<|im_end|>\\n'", "'<|im_end|>' + '\\n'"),
+           With(plain, "'<|im_end|>\\n' }}", "'<|im_end|>' }}{{ '\\n' }}"),
+           With(plain, "{%- if", "{# the answer's\n header -#}\n\n{%- if"),
+           plain + "\n",
+           With(bare, "%}<|im_start|>{{", "%}\n<|im_start|>{{"),  // trim_blocks
+           With(bare, "\n{% endfor", "\n  {% endfor"),           // lstrip_blocks
+       }) {
+    EXPECT_EQ(FamilyOf(source), "chatml") << source;
+  }
+}
+
+TEST(ChatTemplate, TheBeginningOfSequenceIsWrittenFirstOrTheTemplateIsUnknown) {
+  const std::string plain = kPlainChatMl;
+  const auto writes = [](const std::string& source) {
+    return Fixture(source).Render(kQuestion).starts_with("<|begin_of_text|>");
+  };
+  EXPECT_FALSE(writes(plain));
+  EXPECT_TRUE(writes("{{ bos_token }}" + plain));
+  EXPECT_TRUE(writes("{% set x = 1 %}{{- bos_token }}" + plain));
+  EXPECT_TRUE(writes(With(plain, "%}{{-", "%}{% if loop.first %}{{ bos_token }}{% endif %}{{-")));
+  for (const std::string& source : {
+           With(plain, "'<|im_start|>'", "bos_token + '<|im_start|>'"),  // before every message
+           With(plain, "%}{{-", "%}{{ bos_token }}{{-"),
+           With(plain, "<|im_end|>\\n'", "<|im_end|>\\n' + bos_token"),
+           "{% if bos_token %}{% endif %}" + plain,
+           "{{ 'x' }}{{ bos_token }}" + plain,
+           "{{ bos_token if tools }}" + plain,
+           "{% if tools %}{{ bos_token }}{% endif %}" + plain,
+           "{{ bos_token }}{{ bos_token }}" + plain,
+       }) {
+    EXPECT_EQ(FamilyOf(source), "") << source;
+  }
+}
+
 TEST(ChatTemplate, AnOverrideKeepsTheFilesSystemMessageOnlyInItsFamily) {
   const Fixture fixture(kQwenChatMl);
   EXPECT_THAT(fixture.Render(kQuestion, "chatml"), HasSubstr("You're Q."));
