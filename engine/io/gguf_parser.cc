@@ -1,5 +1,7 @@
 #include "engine/io/gguf_parser.h"
 
+#include <algorithm>
+#include <numeric>
 #include <optional>
 
 #include "absl/strings/escaping.h"
@@ -253,6 +255,23 @@ class Parser {
                    " of the data, which has ", data.size());
       }
       tensor.data = data.subspan(static_cast<size_t>(offset), static_cast<size_t>(size));
+    }
+    return RefuseOverlap();
+  }
+
+  // Tensors that share bytes would cost a loader the same memory many times over.
+  absl::Status RefuseOverlap() const {
+    std::vector<size_t> order(offsets_.size());
+    std::iota(order.begin(), order.end(), size_t{0});
+    std::sort(order.begin(), order.end(),
+              [this](size_t a, size_t b) { return offsets_[a].offset < offsets_[b].offset; });
+    for (size_t i = 1; i < order.size(); ++i) {
+      const Extent& before = offsets_[order[i - 1]];
+      const Extent& next = offsets_[order[i]];
+      if (next.offset - before.offset >= before.size) continue;
+      return Bad("tensor \"", Printable(contents_->tensors[order[i]].name), "\" at ", next.offset,
+                 " overlaps tensor \"", Printable(contents_->tensors[order[i - 1]].name),
+                 "\", which takes ", before.size, " bytes from ", before.offset);
     }
     return absl::OkStatus();
   }

@@ -21,6 +21,8 @@ struct ModelOptions {
   KvFormat kv_format = KvFormat::kF16;
   int32_t max_rows = 288;  // rows of a step, at most
   int32_t max_logit_rows = 32;
+  // Scratch memory grows with rows, vocabulary and widths of the file; beyond this it is refused.
+  int64_t max_scratch_bytes = int64_t{4} << 30;
 };
 
 // Statistics of one row of raw logits, in fixed order so that they do not depend on the threads.
@@ -35,7 +37,8 @@ struct LogitSummary {
 
 class Model {
  public:
-  // Errors: INVALID_ARGUMENT, UNIMPLEMENTED (naming architecture, tensor and type), NOT_FOUND.
+  // Errors: INVALID_ARGUMENT, UNIMPLEMENTED (naming architecture, tensor and type), NOT_FOUND,
+  // RESOURCE_EXHAUSTED.
   // The pool must outlive the model; the file may be closed afterwards.
   static absl::StatusOr<std::unique_ptr<Model>> Load(const GgufFile& file,
                                                      const ModelOptions& options, ThreadPool* pool);

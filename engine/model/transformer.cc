@@ -384,6 +384,26 @@ class Transformer : public Model {
   std::vector<LogitSummary> summaries_;
 };
 
+// The numbers come from a file: what a step needs is known before any of it is taken.
+absl::Status CheckScratch(const ModelConfig& config, const ModelOptions& options, int threads) {
+  const double rows = options.max_rows;
+  const double width = config.embedding_length;
+  const double q_width = static_cast<double>(config.heads) * config.head_dim;
+  const double inputs = std::max(width, q_width);
+  // Residual, queries and attention in float32; a quantised input also in its codes, with four
+  // numbers a block: at most 8 bytes a value.
+  const double bytes = rows * 4 * (width + 2 * q_width + config.rope_dim) +
+                       8 * rows * (inputs + config.feed_forward_length) +
+                       8.0 * kPrivateRows * threads * inputs +
+                       4.0 * options.max_logit_rows * config.vocabulary_size;
+  if (bytes <= static_cast<double>(options.max_scratch_bytes)) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "scratch: ", options.max_rows, " rows a step of ", config.embedding_length, " values, ",
+      config.heads, " heads of ", config.head_dim, " and ", options.max_logit_rows,
+      " rows of logits of a vocabulary of ", config.vocabulary_size, " need ",
+      static_cast<int64_t>(std::ceil(bytes)), " bytes, limit ", options.max_scratch_bytes));
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Model>> Model::Load(const GgufFile& file,
@@ -398,6 +418,7 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const GgufFile& file,
   ASSIGN_OR_RETURN(const KernelTable* kernels,
                    SelectKernels(exact ? std::string_view("reference") : options.kernels));
   ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::FromGguf(file));
+  RETURN_IF_ERROR(CheckScratch(config, options, pool->size()));
   ASSIGN_OR_RETURN(std::unique_ptr<Weights> weights, Weights::Load(file, config, pool));
   return std::unique_ptr<Model>(
       new Transformer(std::move(config), options, kernels, std::move(weights), pool));

@@ -287,6 +287,32 @@ TEST(Gguf, OffsetsOutsideTheFileAreRefused) {
   ExpectRefused(with_offset(~uint64_t{0} - 31), kInvalid, {"tensor data", "needs 32 bytes"});
 }
 
+TEST(Gguf, TensorsThatShareBytesAreRefused) {
+  std::vector<testing::GgufField> fields;
+  const std::string good = GgufBuilder()
+                               .Floats32("first", {16}, std::vector<float>(16, 1))
+                               .Floats32("second", {8}, std::vector<float>(8, 2))
+                               .Floats32("third", {8}, std::vector<float>(8, 3))
+                               .Bytes(&fields);
+  std::vector<size_t> offsets;
+  for (const testing::GgufField& field : fields) {
+    if (field.kind == testing::GgufField::Kind::kTensorOffset) offsets.push_back(field.offset);
+  }
+  ASSERT_EQ(offsets.size(), 3u);
+  const auto placed = [&](std::vector<uint64_t> at) {
+    std::string bytes = good;
+    for (size_t i = 0; i < 3; ++i) std::memcpy(bytes.data() + offsets[i], &at[i], sizeof(at[i]));
+    return bytes;
+  };
+  EXPECT_TRUE(Parse(placed({0, 64, 96})).ok());
+  EXPECT_TRUE(Parse(placed({64, 32, 0})).ok());  // in any order
+  constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
+  ExpectRefused(placed({0, 32, 96}), kInvalid,
+                {"tensor data", "\"second\" at 32", "\"first\", which takes 64 bytes from 0"});
+  ExpectRefused(placed({0, 64, 64}), kInvalid, {"overlaps", "\"second\"", "\"third\""});
+  ExpectRefused(placed({64, 96, 0}), kInvalid, {"\"second\" at 96", "\"first\""});
+}
+
 TEST(Gguf, OpensFilesAndSaysWhyNot) {
   const std::string bytes = testing::TinyModelBytes();
   const TemporaryFile temporary(bytes);

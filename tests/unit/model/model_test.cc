@@ -243,5 +243,18 @@ TEST(Model, NamesWhatItCannotRun) {
   EXPECT_THAT(LoadError(TinyModelBytes({}), options).ToString(), HasSubstr("none"));
 }
 
+TEST(Model, RefusesScratchBeyondTheLimitBeforeItTakesIt) {
+  for (const auto& change : std::initializer_list<void (*)(ModelOptions&)>{
+           [](ModelOptions& o) { o.max_logit_rows = 1 << 30; },
+           [](ModelOptions& o) { o.max_rows = 1 << 30; },
+           [](ModelOptions& o) { o.max_scratch_bytes = 1000; }}) {
+    ModelOptions options;
+    change(options);
+    const std::string error = LoadError(TinyModelBytes({}), options).ToString();
+    EXPECT_THAT(error, ::testing::AllOf(HasSubstr("RESOURCE_EXHAUSTED"), HasSubstr("scratch"),
+                                        HasSubstr(std::to_string(options.max_scratch_bytes))));
+  }
+}
+
 }  // namespace
 }  // namespace cogumi
