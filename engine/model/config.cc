@@ -40,6 +40,20 @@ absl::StatusOr<float> FloatOr(const GgufFile& file, const std::string& key, doub
   return static_cast<float>(value);
 }
 
+// Linear scaling as files wrote it before llama.rope.scaling.type; 0 and 1 mean none.
+absl::Status RefuseOldScaling(const GgufFile& file) {
+  if (file.Has("llama.rope.scaling.type")) return absl::OkStatus();
+  for (const char* key : {"llama.rope.scaling.factor", "llama.rope.scale_linear"}) {
+    if (!file.Has(key)) continue;
+    ASSIGN_OR_RETURN(const double factor, file.GetFloat(key));
+    if (factor != 0 && factor != 1) {
+      return absl::UnimplementedError(
+          absl::StrCat(key, ": ", factor, " is not supported; this engine scales no positions"));
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<ModelConfig> ModelConfig::FromGguf(const GgufFile& file) {
@@ -64,6 +78,7 @@ absl::StatusOr<ModelConfig> ModelConfig::FromGguf(const GgufFile& file) {
           "' is not supported; Llama 3.1's scaling comes as the tensor rope_freqs.weight"));
     }
   }
+  RETURN_IF_ERROR(RefuseOldScaling(file));
   ModelConfig config;
   if (const auto name = file.GetString("general.name"); name.ok()) config.name = *name;
   ASSIGN_OR_RETURN(config.layers, Int(file, "llama.block_count", 1, 1024));

@@ -231,6 +231,21 @@ TEST(Model, NamesWhatItCannotRun) {
   EXPECT_THAT(
       LoadError(header("llama").String("llama.rope.scaling.type", "yarn").Bytes()).ToString(),
       ::testing::AllOf(HasSubstr("UNIMPLEMENTED"), HasSubstr("yarn")));
+  for (const char* key : {"llama.rope.scaling.factor", "llama.rope.scale_linear"}) {
+    EXPECT_THAT(LoadError(header("llama").Float(key, 4.0f).Bytes()).ToString(),
+                ::testing::AllOf(HasSubstr("UNIMPLEMENTED"), HasSubstr(std::string(key) + ": 4 is")));
+    // 0 and 1 scale nothing, and a type says itself what it is.
+    for (const float none : {0.0f, 1.0f}) {
+      EXPECT_THAT(LoadError(header("llama").Float(key, none).Bytes()).ToString(),
+                  HasSubstr("llama.block_count"));
+    }
+    EXPECT_THAT(LoadError(header("llama")
+                              .String("llama.rope.scaling.type", "none")
+                              .Float(key, 4.0f)
+                              .Bytes())
+                    .ToString(),
+                HasSubstr("llama.block_count"));
+  }
   EXPECT_THAT(LoadError(header("llama").Bytes()).ToString(), HasSubstr("llama.block_count"));
   EXPECT_THAT(LoadError(header("llama").Uint("llama.block_count", 0).Bytes()).ToString(),
               HasSubstr("llama.block_count: 0 is not in [1, 1024]"));
