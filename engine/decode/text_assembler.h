@@ -27,6 +27,11 @@ class TextAssembler {
   // to be stopped().
   std::string Flush();
 
+  // Whole characters that are held back because they may belong to a stop string.
+  std::string_view held() const { return held_; }
+  // True while the last character is not complete.
+  bool incomplete() const { return utf8_.incomplete(); }
+
   bool stopped() const { return matched_ != nullptr; }
   // Empty unless stopped().
   std::string_view matched_stop() const {

@@ -14,6 +14,8 @@ class Utf8Assembler {
   void Append(std::string_view bytes, std::string& text);
   // The end of the bytes: what is held back becomes one U+FFFD.
   void Flush(std::string& text);
+  // True while the beginning of a character is held back.
+  bool incomplete() const { return have_ > 0; }
 
  private:
   void AppendByte(unsigned char byte, std::string& text);

@@ -333,22 +333,24 @@ void Scheduler::CommitToken(Sequence& sequence, TokenInfo info, double now) {
   ++stats_.generated_tokens;
   if (!sequence.first_token.has_value()) sequence.first_token = now;
 
-  Chunk chunk;
   const bool end_token = Ends(sequence, id);
-  if (!end_token) chunk.text = sequence.text.Append(tokenizer_->TokenBytes(id, /*special=*/false));
-  chunk.tokens.push_back(std::move(info));
+  Chunk chunk = sequence.answer.Append(
+      std::move(info),
+      end_token ? std::string_view() : tokenizer_->TokenBytes(id, /*special=*/false));
   const bool full = sequence.Generated() >= sequence.max_tokens;
-  const bool ends = end_token || full || sequence.text.stopped();
+  const bool ends = end_token || full || sequence.answer.stopped();
   if (ends) {
-    chunk.text += sequence.text.Flush();
-    const bool stop = end_token || sequence.text.stopped();
+    sequence.answer.Finish(chunk);
+    const bool stop = end_token || sequence.answer.stopped();
     sequence.completion.finish_reason = stop ? FinishReason::kStop : FinishReason::kLength;
-    sequence.completion.matched_stop = sequence.text.matched_stop();
+    sequence.completion.matched_stop = sequence.answer.matched_stop();
   }
-  Delivery delivery;
-  delivery.sink = sequence.sink;
-  delivery.chunk = std::move(chunk);
-  deliveries_.push_back(std::move(delivery));
+  if (!chunk.text.empty() || !chunk.tokens.empty()) {
+    Delivery delivery;
+    delivery.sink = sequence.sink;
+    delivery.chunk = std::move(chunk);
+    deliveries_.push_back(std::move(delivery));
+  }
   if (ends) End(sequence, absl::OkStatus(), now);
 }
 

@@ -10,8 +10,8 @@
 
 #include "absl/status/status.h"
 #include "cogumi/engine.h"
+#include "engine/decode/answer_assembler.h"
 #include "engine/decode/sampler.h"
-#include "engine/decode/text_assembler.h"
 #include "engine/memory/kv_cache.h"
 
 namespace cogumi {
@@ -25,7 +25,7 @@ struct Sequence {
         prompt_length(static_cast<int32_t>(tokens.size())),
         max_tokens(token_limit),
         sampler(request.sampling, seed, tokens, vocabulary),
-        text(request.sampling.stop) {}
+        answer(request.sampling.stop) {}
 
   int32_t Length() const { return static_cast<int32_t>(tokens.size()); }
   int32_t Generated() const { return Length() - prompt_length; }
@@ -46,7 +46,7 @@ struct Sequence {
   const int32_t max_tokens;
   KvSequence kv;
   Sampler sampler;
-  TextAssembler text;
+  AnswerAssembler answer;
   Completion completion;
   int32_t counted_prompt = 0;  // prompt tokens already in the statistics
   bool cancelled = false;

@@ -66,7 +66,9 @@ struct TokenInfo {
 
 struct Chunk {
   std::string text;  // whole UTF-8 characters; may be empty while a character or stop is pending
-  std::vector<TokenInfo> tokens;  // an end token is among them, without text
+  // An end token is among them, without text. Tokens that have a part in a stop string are in no
+  // chunk; the usage counts them.
+  std::vector<TokenInfo> tokens;
 };
 
 enum class FinishReason { kStop, kLength };

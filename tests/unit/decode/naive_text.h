@@ -63,4 +63,31 @@ inline NaiveAnswer NaiveStop(const std::string& text, const std::vector<std::str
   return {text, ""};
 }
 
+// How many of the tokens with these bytes may be told when the answer ends behind the last of them:
+// all without stop strings, else those whose last character lies in the answer's text.
+inline size_t NaiveTold(const std::vector<std::string>& pieces,
+                        const std::vector<std::string>& stops) {
+  std::string bytes;
+  for (const std::string& piece : pieces) bytes += piece;
+  const std::string whole = NaiveUtf8(bytes);
+  const NaiveAnswer answer = NaiveStop(whole, stops);
+  if (answer.matched.empty()) return pieces.size();
+  size_t told = 0;
+  size_t end = 0;
+  for (const std::string& piece : pieces) {
+    end += piece.size();
+    // Up to the end of the character that the token ends in.
+    size_t cut = end;
+    const auto splits_a_character = [&] {
+      return NaiveUtf8(std::string_view(bytes).substr(0, cut)) +
+                 NaiveUtf8(std::string_view(bytes).substr(cut)) !=
+             whole;
+    };
+    while (splits_a_character()) ++cut;
+    if (NaiveUtf8(std::string_view(bytes).substr(0, cut)).size() > answer.text.size()) break;
+    ++told;
+  }
+  return told;
+}
+
 }  // namespace cogumi

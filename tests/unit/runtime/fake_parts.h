@@ -230,6 +230,7 @@ class FakeModel : public Model {
 // What a request's answer must be when nothing disturbs it.
 struct FakeAnswer {
   std::vector<TokenId> tokens;
+  std::vector<TokenId> told;  // those that have no part in a stop string
   std::string text;
   std::string matched_stop;
   FinishReason finish_reason = FinishReason::kLength;
@@ -244,6 +245,7 @@ inline FakeAnswer AnswerOf(const std::vector<TokenId>& prompt, const SamplingPar
   SamplerScratch scratch;
   FakeAnswer answer;
   std::string bytes;
+  std::vector<std::string> pieces;
   TokenId last = prompt.back();
   const int32_t left = context_length - static_cast<int32_t>(prompt.size());
   for (int32_t i = 0; i < sampling.max_tokens.value_or(left); ++i) {
@@ -258,9 +260,11 @@ inline FakeAnswer AnswerOf(const std::vector<TokenId>& prompt, const SamplingPar
     if ((last == kFakeEnd && !sampling.ignore_eos) ||
         std::find(stops.begin(), stops.end(), last) != stops.end()) {
       answer.finish_reason = FinishReason::kStop;
+      pieces.emplace_back();
       break;
     }
-    bytes += tokenizer.TokenBytes(last, false);
+    pieces.emplace_back(tokenizer.TokenBytes(last, false));
+    bytes += pieces.back();
     if (!sampling.stop.empty()) {
       // Held-back bytes may still turn into something else: only whole characters can stop.
       std::string whole;
@@ -271,6 +275,9 @@ inline FakeAnswer AnswerOf(const std::vector<TokenId>& prompt, const SamplingPar
     state = FakeState(state, last, TokenRole::kGenerated);
   }
   const NaiveAnswer cut = NaiveStop(NaiveUtf8(bytes), sampling.stop);
+  answer.told.assign(answer.tokens.begin(),
+                     answer.tokens.begin() +
+                         static_cast<std::ptrdiff_t>(NaiveTold(pieces, sampling.stop)));
   answer.text = cut.text;
   answer.matched_stop = cut.matched;
   if (!cut.matched.empty()) answer.finish_reason = FinishReason::kStop;

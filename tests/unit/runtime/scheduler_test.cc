@@ -16,7 +16,7 @@ using testing::HasSubstr;
 void ExpectAnswer(const RecordingSink& sink, const FakeAnswer& expected) {
   EXPECT_EQ(sink.ends(), 1);
   EXPECT_TRUE(sink.status().ok()) << sink.status();
-  EXPECT_EQ(sink.tokens(), expected.tokens);
+  EXPECT_EQ(sink.tokens(), expected.told);
   EXPECT_EQ(sink.text(), expected.text);
   EXPECT_EQ(sink.completion().finish_reason, expected.finish_reason);
   EXPECT_EQ(sink.completion().matched_stop, expected.matched_stop);
@@ -152,6 +152,11 @@ TEST(Scheduler, FurtherEndTokensAndStopStrings) {
   ExpectAnswer(*by_string, expected_by_string);
   EXPECT_EQ(by_string->completion().matched_stop, stop);
   EXPECT_EQ(by_string->text().find(stop), std::string::npos);
+  // Nor do its tokens spell it: they are the text, or a beginning of it.
+  std::string spelled;
+  for (const TokenInfo& info : by_string->infos()) spelled += info.bytes;
+  EXPECT_EQ(by_string->text().compare(0, spelled.size(), spelled), 0) << spelled;
+  EXPECT_LT(by_string->tokens().size(), expected_by_string.tokens.size());
 }
 
 TEST(Scheduler, ReportsAlternativesWithBytes) {
