@@ -25,6 +25,28 @@ struct QueryVector {
   int32_t head;
 };
 
+// Codes of a block fill this range. 32512 = 127 * 256: the high plane stays within int8 after
+// rounding up the low one.
+inline float LargestCode(const Activations& a) { return a.int16 ? 32512.0f : 127.0f; }
+
+// Scale and factor of a block whose largest magnitude has the bit pattern `bits`: of floats without
+// their sign the integer order is the order of the values, with infinity and NaN above all.
+// Where one value is not finite the scale is NaN and all codes must be 0, so that the whole product
+// becomes NaN instead of a number that hides it. Below `kLeast` the factor would overflow.
+struct BlockScale {
+  float scale = 0;
+  float inverse = 0;
+  bool finite = true;
+};
+inline BlockScale ScaleOfBlock(const Activations& a, uint32_t bits) {
+  constexpr uint32_t kInfinity = 0x7F800000u;
+  constexpr float kLeast = 1e-30f;
+  if (bits >= kInfinity) return {NAN, 0.0f, false};
+  const float largest = __builtin_bit_cast(float, bits);
+  const float top = LargestCode(a);
+  return {largest / top, largest > kLeast ? top / largest : 0.0f, true};
+}
+
 constexpr int kTileRows = 64;
 
 template <class T>

@@ -213,6 +213,14 @@ struct Avx2Tier : SimdOps<Avx2> {
     return RunMatmul<8, true, false, 32>(w, panel, a, row, n, tile);
   }
 
+  // The largest of eight integers, none negative.
+  static uint32_t LargestLane(__m256i v) {
+    __m128i x = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    x = _mm_max_epi32(x, _mm_shuffle_epi32(x, 0b01'00'11'10));
+    x = _mm_max_epi32(x, _mm_shuffle_epi32(x, 0b10'11'00'01));
+    return static_cast<uint32_t>(_mm_cvtsi128_si32(x));
+  }
+
   static void StoreBlock(Activations& a, int block, int row, const float* v, int n) {
     if (a.want_f32) {
       std::memcpy(
@@ -221,15 +229,17 @@ struct Avx2Tier : SimdOps<Avx2> {
     }
     if (!a.want_quantised) return;
     __m256 x[4];
-    __m256 largest = _mm256_setzero_ps();
+    __m256i largest = _mm256_setzero_si256();
     for (int i = 0; i < 4; ++i) {
       x[i] = Avx2::LoadN(v + 8 * i, n - 8 * i);
-      largest = _mm256_max_ps(largest, _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x[i]));
+      largest = _mm256_max_epi32(
+          largest, _mm256_castps_si256(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), x[i])));
     }
-    const float peak = Avx2::ReduceMax(largest);
-    // 32512 = 127 * 256: the high plane stays within int8 after rounding up the low one.
-    const float top = a.int16 ? 32512.0f : 127.0f;
-    const __m256 inverse = _mm256_set1_ps(peak > 0 ? top / peak : 0.0f);
+    const BlockScale scale = ScaleOfBlock(a, LargestLane(largest));
+    if (!scale.finite) [[unlikely]] {
+      for (__m256& values : x) values = _mm256_setzero_ps();
+    }
+    const __m256 inverse = _mm256_set1_ps(scale.inverse);
     alignas(32) int32_t codes[32];
     for (int i = 0; i < 4; ++i) {
       _mm256_store_si256(reinterpret_cast<__m256i*>(codes + 8 * i),
@@ -249,7 +259,7 @@ struct Avx2Tier : SimdOps<Avx2> {
       for (int i = 0; i < 32; ++i) out[32 + i] = static_cast<int8_t>(codes[i] & 255);
     }
     const size_t at = static_cast<size_t>(block) * a.row_stride + static_cast<size_t>(row);
-    a.scale[at] = peak / top;
+    a.scale[at] = scale.scale;
     a.scaled_sum[at] = a.scale[at] * static_cast<float>(sum);
     a.sum[at] = sum;
     a.half_sum[at] = half;

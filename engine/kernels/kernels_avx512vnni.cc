@@ -317,8 +317,8 @@ struct Avx512Vnni : SimdOps<Avx512> {
   }
 
   static void StoreBlock(Activations& a, int block, int row, const float* v, int n) {
-    const __m512 x = Avx512::LoadN(v, n);
-    const __m512 y = Avx512::LoadN(v + 16, n - 16);
+    __m512 x = Avx512::LoadN(v, n);
+    __m512 y = Avx512::LoadN(v + 16, n - 16);
     if (a.want_f32) {
       float* out =
           a.f32 + static_cast<size_t>(row) * static_cast<size_t>(a.inputs) + block * kBlockInputs;
@@ -326,10 +326,15 @@ struct Avx512Vnni : SimdOps<Avx512> {
       _mm512_mask_storeu_ps(out + 16, Avx512::First(n - 16), y);
     }
     if (!a.want_quantised) return;
-    const float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(x), _mm512_abs_ps(y)));
-    // 32512 = 127 * 256: the high plane stays within int8 after rounding up the low one.
-    const float top = a.int16 ? 32512.0f : 127.0f;
-    const __m512 inverse = _mm512_set1_ps(largest > 0 ? top / largest : 0.0f);
+    const BlockScale scale =
+        ScaleOfBlock(a, _mm512_reduce_max_epu32(_mm512_max_epu32(
+                            _mm512_castps_si512(_mm512_abs_ps(x)),
+                            _mm512_castps_si512(_mm512_abs_ps(y)))));
+    if (!scale.finite) [[unlikely]] {
+      x = _mm512_setzero_ps();
+      y = _mm512_setzero_ps();
+    }
+    const __m512 inverse = _mm512_set1_ps(scale.inverse);
     const __m512i cx = _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse));
     const __m512i cy = _mm512_cvtps_epi32(_mm512_mul_ps(y, inverse));
     int8_t* codes = a.codes + static_cast<size_t>(block) * a.code_stride +
@@ -350,7 +355,7 @@ struct Avx512Vnni : SimdOps<Avx512> {
     const int half = _mm512_reduce_add_epi32(cx);
     const int sum = half + _mm512_reduce_add_epi32(cy);
     const size_t at = static_cast<size_t>(block) * a.row_stride + static_cast<size_t>(row);
-    a.scale[at] = largest / top;
+    a.scale[at] = scale.scale;
     a.scaled_sum[at] = a.scale[at] * static_cast<float>(sum);
     a.sum[at] = sum;
     a.half_sum[at] = half;

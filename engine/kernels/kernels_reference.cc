@@ -25,17 +25,20 @@ struct Reference {
           v, static_cast<size_t>(n) * sizeof(float));
     }
     if (!a.want_quantised) return;
-    float largest = 0;
-    for (int i = 0; i < n; ++i) largest = std::fmax(largest, std::fabs(v[i]));
-    // 32512 = 127 * 256: the high plane stays within int8 after rounding up the low one.
-    const float top = a.int16 ? 32512.0f : 127.0f;
-    const float inverse = largest > 0 ? top / largest : 0.0f;
+    uint32_t largest = 0;
+    for (int i = 0; i < n; ++i) {
+      const uint32_t bits = __builtin_bit_cast(uint32_t, std::fabs(v[i]));
+      largest = bits > largest ? bits : largest;
+    }
+    const BlockScale block_scale = ScaleOfBlock(a, largest);
     int8_t* codes = a.codes + static_cast<size_t>(block) * a.code_stride +
                     static_cast<size_t>(row) * static_cast<size_t>(a.BytesPerRow());
     int sum = 0;
     int half_sum = 0;
     for (int i = 0; i < kBlockInputs; ++i) {
-      const int code = i < n ? static_cast<int>(std::nearbyint(v[i] * inverse)) : 0;
+      const int code = i < n && block_scale.finite
+                           ? static_cast<int>(std::nearbyint(v[i] * block_scale.inverse))
+                           : 0;
       if (a.int16) {
         const int high = (code + 128) >> 8;
         codes[i] = static_cast<int8_t>(high);
@@ -47,7 +50,7 @@ struct Reference {
       if (i < 16) half_sum += code;
     }
     const size_t at = static_cast<size_t>(block) * a.row_stride + static_cast<size_t>(row);
-    a.scale[at] = largest / top;
+    a.scale[at] = block_scale.scale;
     a.scaled_sum[at] = a.scale[at] * static_cast<float>(sum);
     a.sum[at] = sum;
     a.half_sum[at] = half_sum;

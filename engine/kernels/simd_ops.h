@@ -19,9 +19,10 @@ struct SimdOps {
   static constexpr int kLanes = S::kLanes;
 
   // exp(x) to about 1 ulp of float32 for x in [-87, 88], clamped outside: range reduction by
-  // ln 2 in two parts, then a Taylor polynomial of degree 7 on |r| <= ln(2)/2.
+  // ln 2 in two parts, then a Taylor polynomial of degree 7 on |r| <= ln(2)/2. NaN stays NaN, since
+  // Min and Max give their second operand then.
   static F Exp(F x) {
-    x = S::Max(S::Min(x, S::Set(88.0f)), S::Set(-87.0f));
+    x = S::Max(S::Set(-87.0f), S::Min(S::Set(88.0f), x));
     const F n = S::Round(S::Mul(x, S::Set(1.44269504f)));
     F r = S::Fma(n, S::Set(-0.693359375f), x);
     r = S::Fma(n, S::Set(2.12194440e-4f), r);

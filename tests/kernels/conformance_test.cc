@@ -135,6 +135,84 @@ TEST_P(KernelConformance, NormOfAWidthThatFillsNoBlock) {
   }
 }
 
+TEST_P(KernelConformance, ABlockWithAValueThatIsNotFiniteMakesTheProductNaN) {
+  const int inputs = 96;
+  const int rows = 3;
+  const TestMatrix w(GgmlType::kQ4_1, 32, inputs, random_);
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::quiet_NaN(),
+        std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()}) {
+    for (int lane = 0; lane < 32; ++lane) {
+      for (const bool int16 : {true, false}) {
+        std::vector<float> x = RandomFloats(static_cast<size_t>(rows * inputs), random_);
+        x[static_cast<size_t>(inputs + 32 + lane)] = bad;  // the middle row, the middle block
+        ActivationBuffer buffer;
+        buffer.Allocate(inputs, rows, int16);
+        buffer.view.inputs = inputs;
+        buffer.view.want_quantised = true;
+        NormQuantiseArgs args;
+        args.x = x.data();
+        args.stride = static_cast<size_t>(inputs);
+        args.out = &buffer.view;
+        kernels().norm_quantise(args, 0, rows);
+        for (int block = 0; block < 3; ++block) {
+          for (int row = 0; row < rows; ++row) {
+            const size_t at =
+                static_cast<size_t>(block) * buffer.view.row_stride + static_cast<size_t>(row);
+            ASSERT_EQ(std::isnan(buffer.view.scale[at]), block == 1 && row == 1) << bad;
+            if (block != 1 || row != 1) continue;
+            ASSERT_TRUE(std::isnan(buffer.view.scaled_sum[at]));
+            ASSERT_EQ(buffer.view.sum[at], 0);
+            ASSERT_EQ(buffer.view.half_sum[at], 0);
+            const int8_t* codes = buffer.view.codes + buffer.view.code_stride +
+                                  static_cast<size_t>(buffer.view.BytesPerRow());
+            for (int i = 0; i < buffer.view.BytesPerRow(); ++i) ASSERT_EQ(codes[i], 0);
+          }
+        }
+        std::vector<float> out(static_cast<size_t>(rows * 32));
+        const HeadArgs head{&w.packed, &buffer.view, rows, out.data()};
+        kernels().head(head, 0, 1);
+        for (int i = 0; i < rows * 32; ++i) {
+          ASSERT_EQ(std::isnan(out[static_cast<size_t>(i)]), i / 32 == 1) << bad << " " << lane;
+        }
+      }
+    }
+  }
+}
+
+// The factor of such a block would overflow; its values are as good as zero.
+TEST_P(KernelConformance, ABlockOfTheTiniestValuesIsZero) {
+  const std::vector<float> x(32, 1e-42f);
+  ActivationBuffer buffer;
+  buffer.Allocate(32, 1, true);
+  buffer.view.inputs = 32;
+  buffer.view.want_quantised = true;
+  NormQuantiseArgs args;
+  args.x = x.data();
+  args.stride = 32;
+  args.out = &buffer.view;
+  kernels().norm_quantise(args, 0, 1);
+  for (int i = 0; i < 64; ++i) ASSERT_EQ(buffer.view.codes[i], 0);
+  EXPECT_EQ(buffer.view.sum[0], 0);
+  EXPECT_EQ(buffer.view.scaled_sum[0], 0);
+}
+
+TEST_P(KernelConformance, SwigluOfAValueThatIsNotFiniteIsNotFinite) {
+  const TestMatrix gate(GgmlType::kF32, 32, 32, random_);
+  const TestMatrix up(GgmlType::kF32, 32, 32, random_);
+  std::vector<float> x = RandomFloats(32, random_);
+  x[5] = std::numeric_limits<float>::quiet_NaN();
+  Input input(x, 32, 1, true);
+  ActivationBuffer buffer;
+  buffer.Allocate(32, 1, true);
+  buffer.view.inputs = 32;
+  buffer.view.want_f32 = buffer.view.want_quantised = true;
+  const GateUpSwigluArgs args{&gate.packed, &up.packed, &input.buffer.view, 1, &buffer.view};
+  kernels().gate_up_swiglu(args, 0, 1);
+  for (int i = 0; i < 32; ++i) ASSERT_TRUE(std::isnan(buffer.view.f32[i])) << i;
+  EXPECT_TRUE(std::isnan(buffer.view.scale[0]));
+}
+
 TEST_P(KernelConformance, HeadMatchesReferenceForEveryTypeAndWidth) {
   for (const GgmlType type : kAllTypes) {
     const bool super = TraitsOf(type)->block_elements == 256;
@@ -286,10 +364,10 @@ TEST_P(KernelConformance, QkvRopeAppendMatchesReference) {
     const int first = 60;  // crosses a page
     const int q_rows = shape.heads * shape.head_dim;
     const int kv_rows = shape.kv_heads * shape.head_dim;
-    const TestMatrix wq(GgmlType::kQ4_1, q_rows, inputs, random_);
-    const TestMatrix wk(GgmlType::kQ4_0, kv_rows, inputs, random_);
-    const TestMatrix wv(GgmlType::kF16, kv_rows, inputs, random_);
-    Input input(RandomFloats(static_cast<size_t>(rows * inputs), random_), inputs, rows, true);
+    const TestMatrix wq(q_type, q_rows, inputs, random_);
+    const TestMatrix wk(k_type, kv_rows, inputs, random_);
+    const TestMatrix wv(v_type, kv_rows, inputs, random_);
+    Input input(RandomFloats(static_cast<size_t>(rows * inputs), random_), inputs, rows, int16);
     std::vector<float> q[2];
     Pages pages[2] = {Pages(shape, 128), Pages(shape, 128)};
     for (int k = 0; k < 2; ++k) {
