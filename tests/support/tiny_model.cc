@@ -141,7 +141,8 @@ void AddVocabulary(const TinyModelOptions& options, GgufBuilder* builder) {
 
 std::string TinyModelBytes(const TinyModelOptions& options, std::vector<GgufField>* fields) {
   GgufBuilder builder;
-  builder.String("general.architecture", "llama")
+  builder.Alignment(options.alignment)
+      .String("general.architecture", "llama")
       .String("general.name", options.name)
       .Uint("llama.block_count", options.layers)
       .Uint("llama.context_length", options.context_length)

@@ -27,6 +27,7 @@ struct TinyModelOptions {
   bool rope_freqs = false;    // a rope_freqs.weight of factors 1, 2, 4, ...
   bool vocabulary = true;     // false: tokenizer.ggml.model = "no_vocab"
   bool chat_template = true;  // a ChatML template; needs the vocabulary
+  uint32_t alignment = 32;    // of the tensors; written to the file when not 32
   uint64_t seed = 1;
 };
 
