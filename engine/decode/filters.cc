@@ -63,7 +63,7 @@ bool RanksBefore(const Candidate& a, const Candidate& b) {
 }
 
 void GatherTop(const float* logits, size_t count, size_t k, SamplerScratch& scratch) {
-  BlockMaxima(logits, count, scratch.blocks);
+  BlockMaxima(*scratch.vocabulary, logits, count, scratch.blocks);
   // The k-th largest block maximum: at least k logits reach it, and rarely many more.
   float threshold = -std::numeric_limits<float>::infinity();
   if (k <= scratch.blocks.size()) {
@@ -91,7 +91,7 @@ void FilterCandidates(const float* logits, size_t count, float max, const Filter
   if (filters.top_k < count) {
     GatherTop(logits, count, filters.top_k, scratch);
   } else if (filters.top_p < 1) {
-    SoftmaxWeights(logits, count, max, filters.scale, scratch.weights, scratch.blocks);
+    SoftmaxWeights(*scratch.vocabulary, logits, count, max, filters.scale, scratch.weights, scratch.blocks);
     double total = 0;
     for (const float sum : scratch.blocks) total += static_cast<double>(sum);
     // Tokens lighter than this weigh less than 1 - top_p together: top-p needs none of them. Half
@@ -113,7 +113,7 @@ void FilterCandidates(const float* logits, size_t count, float max, const Filter
     KeepFrom(candidates, least);
     return;
   } else {
-    BlockMaxima(logits, count, scratch.blocks);
+    BlockMaxima(*scratch.vocabulary, logits, count, scratch.blocks);
     Gather(logits, count, least, scratch.blocks, candidates);
   }
   double total = 0;

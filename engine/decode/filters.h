@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cogumi/types.h"
+#include "engine/kernels/registry.h"
 
 namespace cogumi {
 
@@ -20,6 +21,8 @@ bool RanksBefore(const Candidate& a, const Candidate& b);
 
 // Reused between rows and sequences, so that a step takes no memory.
 struct SamplerScratch {
+  // Whose passes over the vocabulary are used: the model's tier.
+  const VocabularyOps* vocabulary = &ReferenceKernels().vocabulary;
   std::vector<float> logits;
   std::vector<float> weights;
   std::vector<float> blocks;

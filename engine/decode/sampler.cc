@@ -57,7 +57,7 @@ absl::StatusOr<TokenInfo> Sampler::Sample(const float* logits, const LogitSummar
     const size_t count = static_cast<size_t>(vocabulary_);
     if (Adjusts()) {
       adjusted = Adjust(logits, scratch);
-      BlockMaxima(adjusted, count, scratch.blocks);
+      BlockMaxima(*scratch.vocabulary, adjusted, count, scratch.blocks);
       const auto block = std::max_element(scratch.blocks.begin(), scratch.blocks.end());
       max = *block;
       const float* begin =
@@ -105,7 +105,7 @@ TokenId Sampler::Draw(const float* logits, float max, double uniform,
     return last;
   }
   // The whole vocabulary: find the block, then the token in it.
-  SoftmaxWeights(logits, count, max, filters_.scale, scratch.weights, scratch.blocks);
+  SoftmaxWeights(*scratch.vocabulary, logits, count, max, filters_.scale, scratch.weights, scratch.blocks);
   double total = 0;
   for (const float sum : scratch.blocks) total += static_cast<double>(sum);
   double left = uniform * total;

@@ -8,6 +8,7 @@
 //   T::Attend(args, vectors, count)          queries that share pages and KV head
 //   T::kAttendVectors                        how many of them at once
 //   T::Summarise(logits, first, count)
+//   T::kVocabulary                           the passes of sampling
 #pragma once
 
 #include <cmath>
@@ -223,7 +224,7 @@ struct FusedOps {
 
   static constexpr KernelTable Table(const char* name) {
     return {name,         NormQuantise, QkvRopeAppend, PagedAttention, ProjectResidual,
-            GateUpSwiglu, Head,         T::Summarise};
+            GateUpSwiglu, Head,         T::Summarise,  T::kVocabulary};
   }
 };
 

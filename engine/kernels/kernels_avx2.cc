@@ -198,6 +198,7 @@ void RunMatmul(const PackedMatrix& w, int panel, const Activations& a, int row, 
 }
 
 struct Avx2Tier : SimdOps<Avx2> {
+  static constexpr VocabularyOps kVocabulary = {BlockMaximaAvx2, SoftmaxWeightsAvx2};
   static void MatmulTile(const PackedMatrix& w, int panel, const Activations& a, int row, int n,
                          float* tile) {
     const WeightFormat& f = w.format;

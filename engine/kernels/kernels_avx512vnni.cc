@@ -301,6 +301,7 @@ void RunMatmul(const PackedMatrix& w, int panel, const Activations& a, int row, 
 }
 
 struct Avx512Vnni : SimdOps<Avx512> {
+  static constexpr VocabularyOps kVocabulary = {BlockMaximaAvx512, SoftmaxWeightsAvx512};
   static void MatmulTile(const PackedMatrix& w, int panel, const Activations& a, int row, int n,
                          float* tile) {
     const WeightFormat& f = w.format;

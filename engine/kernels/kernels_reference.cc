@@ -10,6 +10,7 @@ namespace cogumi {
 namespace {
 
 struct Reference {
+  static constexpr VocabularyOps kVocabulary = {BlockMaximaReference, SoftmaxWeightsReference};
   static constexpr int kAttendVectors = 1;
 
   static float SumOfSquares(const float* x, int n) {

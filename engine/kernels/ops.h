@@ -10,6 +10,7 @@
 
 #include "engine/kernels/activations.h"
 #include "engine/kernels/packed_matrix.h"
+#include "engine/kernels/vocabulary_ops.h"
 
 namespace cogumi {
 
@@ -117,6 +118,7 @@ struct KernelTable {
   void (*gate_up_swiglu)(const GateUpSwigluArgs&, int panel_begin, int panel_end);
   void (*head)(const HeadArgs&, int panel_begin, int panel_end);
   LogitPartial (*summarise)(const float* logits, int first, int count);
+  VocabularyOps vocabulary;  // of sampling
 };
 
 }  // namespace cogumi

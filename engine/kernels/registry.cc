@@ -33,6 +33,12 @@ constexpr Tier kTiers[] = {
 
 }  // namespace
 
+std::vector<const KernelTable*> AllKernels() {
+  std::vector<const KernelTable*> tables;
+  for (const Tier& tier : kTiers) tables.push_back(&tier.table());
+  return tables;
+}
+
 std::vector<const KernelTable*> SupportedKernels() {
   std::vector<const KernelTable*> tables;
   for (const Tier& tier : kTiers) {

@@ -14,6 +14,8 @@ const KernelTable& ReferenceKernels();
 const KernelTable& Avx2Kernels();
 const KernelTable& Avx512VnniKernels();
 
+// Every tier, best first, whether or not this CPU can run it.
+std::vector<const KernelTable*> AllKernels();
 // Tiers that this CPU can run, best first; "reference" always.
 std::vector<const KernelTable*> SupportedKernels();
 

@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/core/thread_pool.h"
+#include "engine/kernels/ops.h"
 #include "engine/memory/kv_cache.h"
 #include "engine/model/config.h"
 #include "engine/model/step_plan.h"
@@ -48,6 +49,8 @@ class Model {
   virtual KvShape kv_shape() const = 0;
   // "avx512vnni/int16/kv-f16"
   virtual const std::string& kernel_configuration() const = 0;
+  // The tier it runs on, for the operations that follow a forward pass.
+  virtual const KernelTable& kernels() const = 0;
 
   // Runs the plan: appends K and V of every row and computes the wanted logits.
   // INVALID_ARGUMENT for a plan that breaks step_plan.h or the limits; nothing is written then.

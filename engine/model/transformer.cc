@@ -80,6 +80,7 @@ class Transformer : public Model {
 
   const ModelConfig& config() const override { return config_; }
   const std::string& kernel_configuration() const override { return kernel_configuration_; }
+  const KernelTable& kernels() const override { return kernels_; }
   KvShape kv_shape() const override {
     return {config_.layers, config_.kv_heads, config_.head_dim, options_.kv_format};
   }

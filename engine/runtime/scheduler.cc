@@ -259,6 +259,7 @@ void Scheduler::AddRows(Sequence& sequence, int32_t rows, int32_t logits) {
 }
 
 void Scheduler::Sample(const Model& model) {
+  scratch_.vocabulary = &model.kernels().vocabulary;
   for (Sequence* sequence : planned_) {
     for (int32_t i = 0; i < sequence->logits; ++i) {
       const int32_t row = sequence->first_logit + i;

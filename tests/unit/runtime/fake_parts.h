@@ -20,6 +20,7 @@
 
 #include "engine/decode/sampler.h"
 #include "engine/decode/utf8.h"
+#include "engine/kernels/registry.h"
 #include "engine/model/model.h"
 #include "engine/runtime/engine_parts.h"
 #include "tests/unit/decode/logits_for_tests.h"
@@ -149,6 +150,7 @@ class FakeModel : public Model {
   // One 64-bit state per token is all of K.
   KvShape kv_shape() const override { return {1, 1, 2, KvFormat::kF32}; }
   const std::string& kernel_configuration() const override { return configuration_; }
+  const KernelTable& kernels() const override { return table; }
 
   absl::Status Forward(const StepPlan& plan, KvCache& cache) override {
     if (on_forward) {
@@ -185,6 +187,7 @@ class FakeModel : public Model {
     return summaries_[static_cast<size_t>(index)];
   }
 
+  KernelTable table = ReferenceKernels();
   // Called first in Forward, on the caller's thread; an error is what Forward answers.
   std::function<absl::Status(const StepPlan&)> on_forward;
 

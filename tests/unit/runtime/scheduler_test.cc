@@ -159,6 +159,22 @@ TEST(Scheduler, FurtherEndTokensAndStopStrings) {
   EXPECT_LT(by_string->tokens().size(), expected_by_string.tokens.size());
 }
 
+TEST(Scheduler, SamplesWithTheModelsKernels) {
+  static int passes;
+  passes = 0;
+  SchedulerHarness h({});
+  h.model.table.vocabulary.block_maxima = [](const float* values, size_t count, float* maxima) {
+    ++passes;
+    ReferenceKernels().vocabulary.block_maxima(values, count, maxima);
+  };
+  GenerationRequest request = GreedyRequest(PromptOf(3), 4);
+  request.sampling.temperature = 1;
+  request.sampling.top_k = 5;
+  h.MustSubmit(request);
+  h.Finish();
+  EXPECT_EQ(passes, 4);
+}
+
 TEST(Scheduler, ReportsAlternativesWithBytes) {
   SchedulerHarness h({});
   GenerationRequest request = GreedyRequest(PromptOf(3), 4);

@@ -1,4 +1,4 @@
-#include "engine/decode/vector_math.h"
+#include "engine/kernels/vocabulary_ops.h"
 
 #include <algorithm>
 #include <bit>
@@ -80,46 +80,20 @@ COGUMI_INLINE void WeightsBody(const float* values, size_t count, float max, flo
   }
 }
 
-#define COGUMI_VARIANTS(suffix, attribute)                                                    \
-  attribute void Maxima##suffix(const float* values, size_t count, float* maxima) {           \
-    MaximaBody(values, count, maxima);                                                        \
-  }                                                                                           \
-  attribute void Weights##suffix(const float* values, size_t count, float max, float scale,   \
-                                 float* weights, float* sums) {                               \
-    WeightsBody(values, count, max, scale, weights, sums);                                    \
+}  // namespace
+
+#define COGUMI_VARIANTS(suffix, attribute)                                                      \
+  attribute void BlockMaxima##suffix(const float* values, size_t count, float* maxima) {        \
+    MaximaBody(values, count, maxima);                                                          \
+  }                                                                                             \
+  attribute void SoftmaxWeights##suffix(const float* values, size_t count, float max,           \
+                                        float scale, float* weights, float* sums) {             \
+    WeightsBody(values, count, max, scale, weights, sums);                                      \
   }
-COGUMI_VARIANTS(Portable, )
+COGUMI_VARIANTS(Reference, )
 COGUMI_VARIANTS(Avx2, __attribute__((target("avx2"))))
 COGUMI_VARIANTS(Avx512, __attribute__((target("avx512f,prefer-vector-width=512"))))
 #undef COGUMI_VARIANTS
-
-struct Variant {
-  decltype(&MaximaPortable) maxima;
-  decltype(&WeightsPortable) weights;
-};
-
-const Variant& Best() {
-  static const Variant best = [] {
-    if (__builtin_cpu_supports("avx512f")) return Variant{MaximaAvx512, WeightsAvx512};
-    if (__builtin_cpu_supports("avx2")) return Variant{MaximaAvx2, WeightsAvx2};
-    return Variant{MaximaPortable, WeightsPortable};
-  }();
-  return best;
-}
-
-}  // namespace
-
-void BlockMaxima(const float* values, size_t count, std::vector<float>& maxima) {
-  maxima.resize(VocabularyBlocks(count));
-  Best().maxima(values, count, maxima.data());
-}
-
-void SoftmaxWeights(const float* values, size_t count, float max, float scale,
-                    std::vector<float>& weights, std::vector<float>& sums) {
-  weights.resize(count);
-  sums.resize(VocabularyBlocks(count));
-  Best().weights(values, count, max, scale, weights.data(), sums.data());
-}
 
 float SoftmaxWeight(float value, float max, float scale) { return Exp((value - max) * scale); }
 
