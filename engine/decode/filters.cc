@@ -91,7 +91,8 @@ void FilterCandidates(const float* logits, size_t count, float max, const Filter
   if (filters.top_k < count) {
     GatherTop(logits, count, filters.top_k, scratch);
   } else if (filters.top_p < 1) {
-    SoftmaxWeights(*scratch.vocabulary, logits, count, max, filters.scale, scratch.weights, scratch.blocks);
+    SoftmaxWeights(*scratch.vocabulary, logits, count, max, filters.scale, scratch.weights,
+                   scratch.blocks);
     double total = 0;
     for (const float sum : scratch.blocks) total += static_cast<double>(sum);
     // Tokens lighter than this weigh less than 1 - top_p together: top-p needs none of them. Half

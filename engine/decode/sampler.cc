@@ -105,7 +105,8 @@ TokenId Sampler::Draw(const float* logits, float max, double uniform,
     return last;
   }
   // The whole vocabulary: find the block, then the token in it.
-  SoftmaxWeights(*scratch.vocabulary, logits, count, max, filters_.scale, scratch.weights, scratch.blocks);
+  SoftmaxWeights(*scratch.vocabulary, logits, count, max, filters_.scale, scratch.weights,
+                 scratch.blocks);
   double total = 0;
   for (const float sum : scratch.blocks) total += static_cast<double>(sum);
   double left = uniform * total;

@@ -1,5 +1,5 @@
-// The two passes over a whole vocabulary that sampling needs. The results are the same bits in every
-// tier: the same operations in the same order, only more of them at a time.
+// The two passes over a whole vocabulary that sampling needs. The results are the same bits in
+// every tier: the same operations in the same order, only more of them at a time.
 #pragma once
 
 #include <cstddef>

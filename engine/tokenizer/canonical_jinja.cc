@@ -181,7 +181,8 @@ class Canonicaliser {
     for (size_t at = out_.find(kBetween); at != std::string::npos; at = out_.find(kBetween, at)) {
       const size_t end = out_.find('\'', at + kBetween.size());
       const char next = end + 1 < out_.size() ? out_[end + 1] : ' ';
-      if (end == std::string::npos || std::string_view("|.[(").find(next) != std::string_view::npos) {
+      const bool applied = std::string_view("|.[(").find(next) != std::string_view::npos;
+      if (end == std::string::npos || applied) {
         at += kBetween.size();
       } else {
         out_.erase(at, kBetween.size());

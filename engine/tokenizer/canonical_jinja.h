@@ -7,9 +7,9 @@
 // that follow each other, become one expression {{'text'+name}}; adjacent literals become one.
 // x['role'] becomes x.role. Comments go.
 //
-// String literals stand in single quotes with their escapes resolved, line breaks as such, and their
-// white space untouched. A quote, brace, plus or backslash inside one is written \q \o \c \p \\, so
-// outside of literals these characters always mean what they mean to Jinja.
+// String literals stand in single quotes with their escapes resolved, line breaks as such, and
+// their white space untouched. A quote, brace, plus or backslash inside one is written \q \o \c \p
+// \\, so outside of literals these characters always mean what they mean to Jinja.
 #pragma once
 
 #include <string>

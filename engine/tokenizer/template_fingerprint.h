@@ -2,9 +2,9 @@
 //
 // The template is brought into one spelling (canonical_jinja.h) and searched for what must be there
 // to the letter, white space and line breaks of the output included: how one message is written,
-// and that the template ends in the empty header of the answer. Templates that open a system message
-// of their own in another way, write the beginning-of-sequence token anywhere but first, or put
-// thoughts into the answer, are not recognised, because they would be rendered wrongly.
+// and that the template ends in the empty header of the answer. Templates that open a system
+// message of their own in another way, write the beginning-of-sequence token anywhere but first, or
+// put thoughts into the answer, are not recognised, because they would be rendered wrongly.
 #pragma once
 
 #include <optional>

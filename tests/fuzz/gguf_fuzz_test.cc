@@ -1,6 +1,6 @@
 // Broken model files: every truncation, and many mutations that know where the numbers of a file
-// are. Whatever the file, reading it, and running it as a model, ends in a value or an error, within
-// its bytes and without a large allocation. Sanitizer builds run the same test.
+// are. Whatever the file, reading it, and running it as a model, ends in a value or an error,
+// within its bytes and without a large allocation. Sanitizer builds run the same test.
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
@@ -233,7 +233,7 @@ TEST(GgufFuzz, MutationsAreRefusedByEveryStageAndNeverCrash) {
     if (file.ok()) {
       ++accepted;
       Use(**file);
-      ran += Run(**file) ? 1 : 0;
+      ran += RunsAsModel(**file) ? 1 : 0;
       ASSERT_LE(largest_allocation, kAllocationPerFileByte * bytes.size() + 4096)
           << "mutation " << i;
       continue;

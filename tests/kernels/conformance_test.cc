@@ -12,6 +12,7 @@
 
 #include "engine/kernels/registry.h"
 #include "engine/model/activation_buffer.h"
+#include "tests/kernels/every_tier.h"
 #include "tests/kernels/random_weights.h"
 
 namespace cogumi {
@@ -43,9 +44,8 @@ struct Input {
 // The scale of float32 rounding of a dot product: sums of about sqrt(inputs) terms of size one.
 float DotTolerance(int inputs) { return 4e-6f * static_cast<float>(inputs); }
 
-class KernelConformance : public testing::TestWithParam<const KernelTable*> {
+class KernelConformance : public EveryTier {
  protected:
-  const KernelTable& kernels() const { return *GetParam(); }
   std::mt19937 random_{7};
 };
 
@@ -277,6 +277,58 @@ TEST_P(KernelConformance, ProjectResidualAddsToItsPanelsOnly) {
   }
 }
 
+TEST_P(KernelConformance, ProjectResidualMatchesReferenceForEveryType) {
+  const int outputs = 65;
+  const int rows = 9;
+  for (const GgmlType type : kAllTypes) {
+    const int inputs = TraitsOf(type)->block_elements == 256 ? 256 : 96;
+    const TestMatrix w(type, outputs, inputs, random_);
+    for (const bool int16 : {true, false}) {
+      Input input(RandomFloats(static_cast<size_t>(rows * inputs), random_), inputs, rows, int16);
+      const std::vector<float> before = RandomFloats(static_cast<size_t>(rows * outputs), random_);
+      std::vector<float> got = before;
+      std::vector<float> want = before;
+      ProjectResidualArgs args{&w.packed, &input.buffer.view, rows, got.data()};
+      kernels().project_residual(args, 0, w.packed.Panels());
+      args.x = want.data();
+      ReferenceKernels().project_residual(args, 0, w.packed.Panels());
+      for (size_t i = 0; i < got.size(); ++i) {
+        ASSERT_NEAR(got[i], want[i], DotTolerance(inputs))
+            << GgmlTypeName(type) << (int16 ? " int16 " : " int8 ") << i;
+      }
+      ASSERT_NE(got, before);
+    }
+  }
+}
+
+TEST_P(KernelConformance, GateUpSwigluMatchesReferenceForEveryType) {
+  const int outputs = 64;
+  const int rows = 9;
+  for (const GgmlType type : kAllTypes) {
+    const int inputs = TraitsOf(type)->block_elements == 256 ? 256 : 96;
+    const TestMatrix gate(type, outputs, inputs, random_);
+    const TestMatrix up(type, outputs, inputs, random_);
+    for (const bool int16 : {true, false}) {
+      Input input(RandomFloats(static_cast<size_t>(rows * inputs), random_), inputs, rows, int16);
+      ActivationBuffer got, want;
+      for (ActivationBuffer* buffer : {&got, &want}) {
+        buffer->Allocate(outputs, rows, int16);
+        buffer->view.inputs = outputs;
+        buffer->view.want_f32 = buffer->view.want_quantised = true;
+        const GateUpSwigluArgs args{&gate.packed, &up.packed, &input.buffer.view, rows,
+                                    &buffer->view};
+        (buffer == &got ? kernels() : ReferenceKernels())
+            .gate_up_swiglu(args, 0, gate.packed.Panels());
+      }
+      // The product of two dot products, so an error counts as often as the other one is large.
+      for (int i = 0; i < rows * outputs; ++i) {
+        ASSERT_NEAR(got.view.f32[i], want.view.f32[i], 1e-2f + 1e-4f * std::fabs(want.view.f32[i]))
+            << GgmlTypeName(type) << (int16 ? " int16 " : " int8 ") << i;
+      }
+    }
+  }
+}
+
 TEST_P(KernelConformance, GateUpSwigluMatchesReference) {
   for (const int outputs : {32, 96, 160}) {
     for (const int rows : {1, 3, 5, 66}) {
@@ -357,9 +409,30 @@ void FillRotation(int rows, const RowContext* context, int half, std::vector<flo
   }
 }
 
-TEST_P(KernelConformance, QkvRopeAppendMatchesReference) {
+// What a tier and the reference write into queries and pages.
+struct QkvCase {
+  AttentionShape shape;
+  GgmlType q, k, v;
+  bool int16;
+};
+
+std::vector<QkvCase> QkvCases() {
+  std::vector<QkvCase> cases;
   for (const AttentionShape& shape : kAttentionShapes) {
-    const int inputs = 96;
+    cases.push_back({shape, GgmlType::kQ4_1, GgmlType::kQ4_0, GgmlType::kF16, true});
+  }
+  for (const GgmlType type : kAllTypes) {
+    for (const bool int16 : {true, false}) {
+      cases.push_back({kAttentionShapes[1], type, type, type, int16});
+    }
+  }
+  return cases;
+}
+
+TEST_P(KernelConformance, QkvRopeAppendMatchesReference) {
+  for (const auto& [shape, q_type, k_type, v_type, int16] : QkvCases()) {
+    SCOPED_TRACE(GgmlTypeName(q_type) + (int16 ? " int16" : " int8"));
+    const int inputs = TraitsOf(q_type)->block_elements == 256 ? 256 : 96;
     const int rows = 7;
     const int first = 60;  // crosses a page
     const int q_rows = shape.heads * shape.head_dim;
@@ -465,6 +538,39 @@ TEST_P(KernelConformance, PagedAttentionMatchesReferenceAtEveryDepth) {
   }
 }
 
+TEST_P(KernelConformance, AttentionOverAKeyOrValueThatIsNotFiniteIsNotFinite) {
+  const AttentionShape shape = {4, 2, 16, 16, false};
+  for (const int bad : {0, 70, 299}) {
+    for (const bool is_v : {false, true}) {
+      for (const float value :
+           {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+        Pages pages(shape, 300);
+        for (int p = 0; p < 300; ++p) {
+          for (int h = 0; h < shape.kv_heads; ++h) {
+            for (int d = 0; d < shape.head_dim; ++d) {
+              WriteKv(pages, p, h, false, d, 0.1f);
+              WriteKv(pages, p, h, true, d, 0.1f);
+            }
+          }
+        }
+        WriteKv(pages, bad, 0, is_v, 3, value);
+        const RowContext context{pages.pages.data(), 299};
+        const std::vector<float> q(64, 0.3f);
+        std::vector<float> out(64);
+        const AttentionItem items[] = {{0, 1, 0}, {0, 1, 1}, {0, 1, 2}, {0, 1, 3}};
+        const PagedAttentionArgs args{q.data(), out.data(), &context, items, 4, pages.layout};
+        kernels().paged_attention(args, 0, 4);
+        for (int i = 0; i < 64; ++i) {
+          // Heads 0 and 1 share the broken KV head; of V only one dimension is broken.
+          const bool broken = i < 32 && (!is_v || i % 16 == 3);
+          ASSERT_EQ(std::isfinite(out[static_cast<size_t>(i)]), !broken)
+              << "position " << bad << (is_v ? " V " : " K ") << value << " output " << i;
+        }
+      }
+    }
+  }
+}
+
 TEST_P(KernelConformance, SummariseMatchesReference) {
   for (const int count : {1, 2, 15, 16, 17, 100, 2048}) {
     std::vector<float> logits = RandomFloats(static_cast<size_t>(count + 3), random_, 5.0f);
@@ -487,8 +593,7 @@ TEST_P(KernelConformance, SummariseMatchesReference) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Tiers, KernelConformance, testing::ValuesIn(SupportedKernels()),
-                         [](const auto& tier) { return std::string(tier.param->name); });
+COGUMI_EVERY_TIER(KernelConformance);
 
 TEST(Packing, HoldsEveryTypeWithoutLoss) {
   std::mt19937 random(3);

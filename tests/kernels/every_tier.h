@@ -9,7 +9,7 @@
 
 namespace cogumi {
 
-class EveryTier : public testing::TestWithParam<const KernelTable*> {
+class EveryTier : public ::testing::TestWithParam<const KernelTable*> {
  protected:
   void SetUp() override {
     if (!SelectKernels(GetParam()->name).ok()) {
@@ -19,8 +19,8 @@ class EveryTier : public testing::TestWithParam<const KernelTable*> {
   const KernelTable& kernels() const { return *GetParam(); }
 };
 
-#define COGUMI_EVERY_TIER(Suite)                                                  \
-  INSTANTIATE_TEST_SUITE_P(Tiers, Suite, testing::ValuesIn(::cogumi::AllKernels()), \
+#define COGUMI_EVERY_TIER(Suite)                                                      \
+  INSTANTIATE_TEST_SUITE_P(Tiers, Suite, ::testing::ValuesIn(::cogumi::AllKernels()), \
                            [](const auto& tier) { return std::string(tier.param->name); })
 
 }  // namespace cogumi

@@ -7,13 +7,16 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "engine/core/half.h"
 #include "engine/io/gguf.h"
 #include "engine/kernels/registry.h"
+#include "tests/kernels/every_tier.h"
 #include "tests/support/gguf_writer.h"
 #include "tests/support/tiny_model.h"
 
@@ -30,10 +33,17 @@ std::unique_ptr<GgufFile> Parse(const std::string& bytes) {
   return std::move(file).value();
 }
 
+struct FileBytes {
+  explicit FileBytes(std::string from) : bytes(std::move(from)) {}
+  std::string bytes;
+};
+
 // A loaded model with its pool and cache.
 struct Loaded {
   Loaded(const TinyModelOptions& tiny, const ModelOptions& options, int threads)
-      : bytes(TinyModelBytes(tiny)), file(Parse(bytes)), pool(threads) {
+      : Loaded(FileBytes(TinyModelBytes(tiny)), options, threads) {}
+  Loaded(FileBytes from, const ModelOptions& options, int threads)
+      : bytes(std::move(from.bytes)), file(Parse(bytes)), pool(threads) {
     auto loaded = Model::Load(*file, options, &pool);
     EXPECT_TRUE(loaded.ok()) << loaded.status();
     model = std::move(loaded).value();
@@ -93,7 +103,7 @@ std::vector<TokenId> RandomText(int n, std::mt19937& random) {
   return text;
 }
 
-class Invariance : public ::testing::TestWithParam<const KernelTable*> {};
+using Invariance = EveryTier;
 
 TEST_P(Invariance, SameBitsInAnyChunkBatchAndThreadCount) {
   for (const GgmlType type : {GgmlType::kQ4_1, GgmlType::kQ8_0, GgmlType::kF16}) {
@@ -134,8 +144,56 @@ TEST_P(Invariance, SameBitsInAnyChunkBatchAndThreadCount) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Tiers, Invariance, ::testing::ValuesIn(SupportedKernels()),
-                         [](const auto& tier) { return std::string(tier.param->name); });
+COGUMI_EVERY_TIER(Invariance);
+
+using NotFinite = EveryTier;
+
+// The bytes of a tiny model with the tensor's data replaced by copies of `pattern`.
+std::string WithTensor(std::string bytes, const std::string& name, std::string_view pattern) {
+  const auto file = Parse(bytes);
+  const GgufTensor* tensor = file->FindTensor(name);
+  EXPECT_NE(tensor, nullptr) << name;
+  const size_t start = static_cast<size_t>(reinterpret_cast<const char*>(tensor->data.data()) -
+                                           bytes.data());
+  for (size_t i = 0; i < tensor->data.size(); ++i) bytes[start + i] = pattern[i % pattern.size()];
+  return bytes;
+}
+
+// A step says so when a number is not finite, wherever it arises: it never becomes text.
+TEST_P(NotFinite, NumbersReachTheSummary) {
+  TinyModelOptions tiny;
+  tiny.type = GgmlType::kQ4_1;
+  const std::string sound = TinyModelBytes(tiny);
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const std::string_view nan_bytes(reinterpret_cast<const char*>(&nan), sizeof(nan));
+  // A block of Q4_1: scale 0 and a minimum of 60000, so that every V is 60000 times the sum of its
+  // inputs and does not fit the float16 of the cache.
+  std::string huge(20, '\0');
+  const uint16_t minimum = FloatToHalf(60000.0f);
+  std::memcpy(huge.data() + 2, &minimum, sizeof(minimum));
+  const std::pair<const char*, std::string> broken[] = {
+      {"no tensor", sound},
+      {"blk.0.attn_norm.weight", WithTensor(sound, "blk.0.attn_norm.weight", nan_bytes)},
+      {"blk.1.ffn_norm.weight", WithTensor(sound, "blk.1.ffn_norm.weight", nan_bytes)},
+      {"blk.0.attn_v.weight", WithTensor(sound, "blk.0.attn_v.weight", huge)},
+      {"output_norm.weight", WithTensor(sound, "output_norm.weight", nan_bytes)},
+  };
+  for (const auto& [name, bytes] : broken) {
+    for (const ActivationFormat format :
+         {ActivationFormat::kInt16, ActivationFormat::kInt8, ActivationFormat::kF32}) {
+      ModelOptions options;
+      options.kernels = GetParam()->name;
+      options.activations = format;
+      if (format == ActivationFormat::kF32 && options.kernels != "reference") continue;
+      Loaded m(FileBytes(bytes), options, 2);
+      std::mt19937 random(12);
+      (void)InChunks(m, RandomText(9, random), 9);
+      EXPECT_EQ(m.model->Summary(8).finite, name == std::string_view("no tensor")) << name;
+    }
+  }
+}
+
+COGUMI_EVERY_TIER(NotFinite);
 
 TEST(Model, SummariesDescribeTheLogits) {
   Loaded m({}, {}, 2);
@@ -233,7 +291,8 @@ TEST(Model, NamesWhatItCannotRun) {
       ::testing::AllOf(HasSubstr("UNIMPLEMENTED"), HasSubstr("yarn")));
   for (const char* key : {"llama.rope.scaling.factor", "llama.rope.scale_linear"}) {
     EXPECT_THAT(LoadError(header("llama").Float(key, 4.0f).Bytes()).ToString(),
-                ::testing::AllOf(HasSubstr("UNIMPLEMENTED"), HasSubstr(std::string(key) + ": 4 is")));
+                ::testing::AllOf(HasSubstr("UNIMPLEMENTED"),
+                                 HasSubstr(std::string(key) + ": 4 is")));
     // 0 and 1 scale nothing, and a type says itself what it is.
     for (const float none : {0.0f, 1.0f}) {
       EXPECT_THAT(LoadError(header("llama").Float(key, none).Bytes()).ToString(),
