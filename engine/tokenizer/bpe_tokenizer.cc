@@ -110,20 +110,19 @@ class BpeTokenizer : public Tokenizer {
     std::vector<TokenId> end_tokens;
   };
 
-  BpeTokenizer(TokenTable tokens, MergeTable merges, SpecialTokens specials, Settings settings)
+  BpeTokenizer(TokenTable tokens, MergeTable merges, SpecialTokens user_defined,
+               SpecialTokens specials, Settings settings)
       : tokens_(std::move(tokens)),
         merges_(std::move(merges)),
+        user_defined_(std::move(user_defined)),
         specials_(std::move(specials)),
         settings_(std::move(settings)) {}
 
   Encoded Encode(std::string_view text, bool parse_special) const override {
+    const SpecialTokens& named = parse_special ? specials_ : user_defined_;
     Encoded encoded;
-    if (!parse_special) {
-      EncodePlain(text, &encoded);
-      return encoded;
-    }
     size_t done = 0;
-    while (const auto match = specials_.FindFirst(text, done)) {
+    while (const auto match = named.FindFirst(text, done)) {
       EncodePlain(text.substr(done, match->position - done), &encoded);
       encoded.ids.push_back(match->id);
       done = match->position + match->size;
@@ -168,7 +167,8 @@ class BpeTokenizer : public Tokenizer {
 
   const TokenTable tokens_;
   const MergeTable merges_;
-  const SpecialTokens specials_;
+  const SpecialTokens user_defined_;
+  const SpecialTokens specials_;  // with the user-defined ones
   const Settings settings_;
 };
 
@@ -235,12 +235,17 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> CreateBpeTokenizer(const GgufFile& fi
     ASSIGN_OR_RETURN(types, file.GetInts("tokenizer.ggml.token_type"));
   }
   ASSIGN_OR_RETURN(TokenTable tokens, TokenTable::Create(spelled, types));
-  ASSIGN_OR_RETURN(SpecialTokens specials, SpecialTokens::Create(tokens));
+  using Which = SpecialTokens::Which;
+  ASSIGN_OR_RETURN(SpecialTokens user_defined,
+                   SpecialTokens::Create(tokens, Which::kUserDefined));
+  ASSIGN_OR_RETURN(SpecialTokens specials,
+                   SpecialTokens::Create(tokens, Which::kUserDefinedAndControl));
   ASSIGN_OR_RETURN(BpeTokenizer::Settings settings, ReadSettings(file, tokens, specials));
   ASSIGN_OR_RETURN(const std::vector<std::string_view> lines,
                    file.GetStrings("tokenizer.ggml.merges"));
   ASSIGN_OR_RETURN(MergeTable merges, MergeTable::Create(lines, tokens));
-  return std::make_unique<BpeTokenizer>(std::move(tokens), std::move(merges), std::move(specials),
+  return std::make_unique<BpeTokenizer>(std::move(tokens), std::move(merges),
+                                        std::move(user_defined), std::move(specials),
                                         std::move(settings));
 }
 

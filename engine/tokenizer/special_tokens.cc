@@ -16,12 +16,13 @@ uint64_t Key(uint32_t node, char byte) {
 
 }  // namespace
 
-absl::StatusOr<SpecialTokens> SpecialTokens::Create(const TokenTable& tokens) {
+absl::StatusOr<SpecialTokens> SpecialTokens::Create(const TokenTable& tokens, Which which) {
   SpecialTokens result;
   size_t text_bytes = 0;
   uint32_t nodes = 1;
   for (TokenId id = 0; id < tokens.Size(); ++id) {
-    if (!tokens.IsSpecial(id)) continue;
+    if (!tokens.IsNamed(id)) continue;
+    if (tokens.IsControl(id) && which == Which::kUserDefined) continue;
     const std::string_view name = tokens.Bytes(id);
     text_bytes += name.size();
     if (text_bytes > kMaxTextBytes) {

@@ -1,4 +1,4 @@
-// Finds special tokens written in a text: at every place the longest one that fits.
+// Finds tokens by their names in a text: at every place the longest one that fits.
 #pragma once
 
 #include <bitset>
@@ -15,17 +15,18 @@ namespace cogumi {
 
 class SpecialTokens {
  public:
+  enum class Which { kUserDefined, kUserDefinedAndControl };
   // Errors: INVALID_ARGUMENT when they have too much text or one is there twice.
-  static absl::StatusOr<SpecialTokens> Create(const TokenTable& tokens);
+  static absl::StatusOr<SpecialTokens> Create(const TokenTable& tokens, Which which);
 
   struct Match {
     size_t position = 0;
     size_t size = 0;
     TokenId id = -1;
   };
-  // The first special token at or behind `from`.
+  // The first of them at or behind `from`.
   std::optional<Match> FindFirst(std::string_view text, size_t from) const;
-  // The special token of exactly this name; -1 when there is none.
+  // The one of exactly this name; -1 when there is none.
   TokenId Find(std::string_view name) const;
 
  private:

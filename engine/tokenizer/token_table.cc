@@ -49,7 +49,7 @@ absl::StatusOr<TokenTable> TokenTable::Create(std::span<const std::string_view> 
   table.offsets_.reserve(spelled.size() + 1);
   table.offsets_.push_back(0);
   table.kinds_.reserve(spelled.size());
-  table.special_.resize(spelled.size(), false);
+  table.named_.resize(spelled.size(), false);
   table.slots_.assign(std::bit_ceil(spelled.size() * 2), -1);
   table.byte_tokens_.assign(256, -1);
   for (size_t i = 0; i < spelled.size(); ++i) {
@@ -67,7 +67,7 @@ absl::StatusOr<TokenTable> TokenTable::Create(std::span<const std::string_view> 
     if (kind != Kind::kNormal) table.arena_.append(spelled[i]);
     table.offsets_.push_back(static_cast<uint32_t>(table.arena_.size()));
     table.kinds_.push_back(kind);
-    table.special_[i] = (type == kTypeControl || type == kTypeUserDefined) && !spelled[i].empty();
+    table.named_[i] = (type == kTypeControl || type == kTypeUserDefined) && !spelled[i].empty();
     const auto id = static_cast<TokenId>(i);
     if (kind == Kind::kNormal && !table.Insert(id)) {
       return absl::InvalidArgumentError(Cat("tokenizer.ggml.tokens[", i, "] \"",

@@ -27,8 +27,9 @@ class TokenTable {
   }
   // A token that stands for no text: control, unknown or unused.
   bool IsControl(TokenId id) const { return KindOf(id) == Kind::kControl; }
-  // A token that only special parsing finds in a text: control or user-defined.
-  bool IsSpecial(TokenId id) const { return special_[static_cast<size_t>(id)]; }
+  // A token that is found in a text by its name, before byte-pair encoding: user-defined ones
+  // always, control tokens only by special parsing.
+  bool IsNamed(TokenId id) const { return named_[static_cast<size_t>(id)]; }
   // The normal token with these bytes; -1 when there is none.
   TokenId FindNormal(std::string_view bytes) const;
   // Token of a single byte; -1 when the vocabulary lacks it.
@@ -37,7 +38,7 @@ class TokenTable {
  private:
   enum class Kind : uint8_t {
     kNormal,       // found by byte-pair encoding
-    kUnreachable,  // text, but not spelled in the byte-level alphabet or user-defined
+    kUnreachable,  // text, but not found by it: user-defined or not in the byte-level alphabet
     kControl,
   };
   Kind KindOf(TokenId id) const { return kinds_[static_cast<size_t>(id)]; }
@@ -48,7 +49,7 @@ class TokenTable {
   std::string arena_;
   std::vector<uint32_t> offsets_;  // Size() + 1
   std::vector<Kind> kinds_;
-  std::vector<bool> special_;
+  std::vector<bool> named_;
   std::vector<TokenId> slots_;  // open addressing, a power of two; -1 when free
   std::vector<TokenId> byte_tokens_;
 };

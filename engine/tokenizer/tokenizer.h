@@ -29,8 +29,8 @@ class Tokenizer {
   virtual ~Tokenizer() = default;
 
   // `parse_special`: control tokens written in the text become those tokens; otherwise they are
-  // text like any other. No beginning-of-sequence token is added. Invalid UTF-8 is taken byte by
-  // byte. Thread-safe.
+  // text like any other. User-defined tokens are found either way. No beginning-of-sequence token
+  // is added. Invalid UTF-8 is taken byte by byte. Thread-safe.
   virtual Encoded Encode(std::string_view text, bool parse_special) const = 0;
   // The bytes of one token; empty for control tokens unless `special`. `id` must be valid.
   virtual std::string_view TokenBytes(TokenId id, bool special) const = 0;

@@ -31,7 +31,12 @@ def build(meta: dict) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizer(name)
     tokenizer.decoder = decoders.ByteLevel()
     types = meta.get("tokenizer.ggml.token_type", [])
+    # User-defined tokens are added tokens that are not special: found whether or not special ones
+    # are parsed.
     tokenizer.add_special_tokens([
         AddedToken(token, special=True, normalized=False)
-        for token, kind in zip(tokens, types) if kind in (CONTROL, USER_DEFINED)])
+        for token, kind in zip(tokens, types) if kind == CONTROL])
+    tokenizer.add_tokens([
+        AddedToken(token, special=False, normalized=False)
+        for token, kind in zip(tokens, types) if kind == USER_DEFINED])
     return tokenizer

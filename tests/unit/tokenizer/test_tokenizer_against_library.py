@@ -1,5 +1,6 @@
 """The engine's ids are those of the `tokenizers` library."""
 import json
+import os
 import pathlib
 import sys
 
@@ -11,7 +12,8 @@ import engine_tools
 import mixed_text
 import reference_tokenizer
 
-LINES = 10_000
+LINES = 100_000 if "COGUMI_LONG_TESTS" in os.environ else 10_000
+USER_DEFINED = {"<repo_name>", "<file_sep>"}
 # Every code point of the alphabets, and samples of the ideographs, whose class is one.
 CODE_POINTS = [c for span in (range(0x3400), range(0x3400, 0xe000, 7), range(0xe000, 0x17000),
                               range(0x17000, 0x1a000, 7), range(0x1a000, 0x20000),
@@ -22,8 +24,15 @@ CODE_POINTS = [c for span in (range(0x3400), range(0x3400, 0xe000, 7), range(0xe
 @pytest.fixture(scope="module")
 def meta() -> dict:
     reader = gguf.GGUFReader(engine_tools.model_path())
-    return {name: field.contents() for name, field in reader.fields.items()
+    meta = {name: field.contents() for name, field in reader.fields.items()
             if name.startswith("tokenizer.")}
+    # The model has no user-defined token; some of its control tokens play that part.
+    tokens = meta["tokenizer.ggml.tokens"]
+    meta["tokenizer.ggml.token_type"] = [
+        reference_tokenizer.USER_DEFINED if token in USER_DEFINED else kind
+        for token, kind in zip(tokens, meta["tokenizer.ggml.token_type"])]
+    assert USER_DEFINED <= set(tokens)
+    return meta
 
 
 @pytest.fixture(scope="module", params=["smollm", "llama-bpe", "gpt-2"])
@@ -71,6 +80,14 @@ def test_special_tokens_are_parsed_only_on_request(case):
     control = {library.token_to_id("<|im_start|>"), library.token_to_id("<|im_end|>")}
     assert control <= set(special)
     assert not control & set(plain)
+
+
+def test_user_defined_tokens_are_found_always(case):
+    path, library = case
+    ids = {library.token_to_id(token) for token in USER_DEFINED}
+    for mode in ("plain", "special"):
+        (got, _), = engine_tools.tokenize(path, [b"x<file_sep>y <repo_name>"], mode)
+        assert ids <= set(got), mode
 
 
 def test_dropped_bytes_are_counted(case):
