@@ -20,6 +20,7 @@
 #include "engine/tokenizer/tokenizer.h"
 #include "gtest/gtest.h"
 #include "tests/support/gguf_writer.h"
+#include "tests/support/long_tests.h"
 #include "tests/support/tiny_model.h"
 
 namespace {
@@ -50,7 +51,6 @@ using testing::GgufField;
 using Kind = GgufField::Kind;
 
 constexpr int kMutations = 10000;
-constexpr int kLongMutations = 200000;  // with COGUMI_LONG_TESTS set
 constexpr uint64_t kSeed = 20261123;
 // Tables of metadata, tensors and tokens cost a multiple of their entries in the file; a count
 // taken on trust would cost gigabytes.
@@ -145,7 +145,7 @@ class Mutator {
 };
 
 // Loads the file as a model and computes one row with it; true when it could.
-bool Run(const GgufFile& file) {
+bool RunsAsModel(const GgufFile& file) {
   ThreadPool pool(1);
   ModelOptions options;
   options.max_rows = 1;
@@ -223,7 +223,7 @@ TEST(GgufFuzz, MutationsAreRefusedByEveryStageAndNeverCrash) {
   std::map<std::string, int> refused;
   int accepted = 0;
   int ran = 0;
-  const int mutations = std::getenv("COGUMI_LONG_TESTS") != nullptr ? kLongMutations : kMutations;
+  const int mutations = Trials(kMutations, 20);
   for (int i = 0; i < mutations; ++i) {
     const std::string bytes = mutator.Next();
     const ExactBytes exact(bytes);
@@ -270,7 +270,7 @@ TEST(GgufFuzz, MutatedVocabulariesNeverCrash) {
     return text;
   };
   int created = 0;
-  for (int i = 0; i < 2000; ++i) {
+  for (int i = 0; i < Trials(2000, 20); ++i) {
     std::vector<std::string> tokens = {"a", "b", "ab", "<|im_end|>"};
     std::vector<std::string> merges;
     if (below(2) == 0) merges.emplace_back("a b");
@@ -293,7 +293,7 @@ TEST(GgufFuzz, MutatedVocabulariesNeverCrash) {
     Use(**file);
   }
   EXPECT_GT(created, 20);
-  EXPECT_LT(created, 1980);
+  EXPECT_LT(created, Trials(1980, 20));
 }
 
 }  // namespace

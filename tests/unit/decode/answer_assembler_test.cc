@@ -3,6 +3,7 @@
 #include <random>
 
 #include "gtest/gtest.h"
+#include "tests/support/long_tests.h"
 #include "tests/unit/decode/naive_text.h"
 
 namespace cogumi {
@@ -73,7 +74,7 @@ TEST(AnswerAssembler, TellsWhatTheDefinitionSays) {
   const std::vector<std::string> alphabets = {
       "ab", "abc\n", std::string("a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80\xED\xA0\xFF\xC0", 15)};
   int dropped = 0;
-  for (int trial = 0; trial < 20000; ++trial) {
+  for (int trial = 0; trial < Trials(20000, 20); ++trial) {
     const std::string& alphabet = alphabets[random() % alphabets.size()];
     const auto word = [&](size_t length) {
       std::string bytes;

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "gtest/gtest.h"
+#include "tests/support/long_tests.h"
 #include "tests/unit/decode/logits_for_tests.h"
 
 namespace cogumi {
@@ -58,7 +59,7 @@ Naive KeptNaively(const std::vector<float>& logits, const Filters& filters) {
 TEST(Filters, KeepWhatTheNaiveOnesKeep) {
   std::mt19937_64 random(1);
   int compared = 0;
-  for (int trial = 0; trial < 3000; ++trial) {
+  for (int trial = 0; trial < Trials(3000, 20); ++trial) {
     const size_t count = 1 + random() % (trial % 10 == 0 ? 3000 : 300);
     std::vector<float> logits = RandomLogits(count, trial % 3 == 0 ? 0.5f : 4.0f, random());
     if (trial % 4 == 0) {  // many equal logits

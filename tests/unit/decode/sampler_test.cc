@@ -6,6 +6,7 @@
 #include <map>
 
 #include "gtest/gtest.h"
+#include "tests/support/long_tests.h"
 #include "tests/unit/decode/logits_for_tests.h"
 
 namespace cogumi {
@@ -29,16 +30,16 @@ Sampler Make(const SamplingParams& params, size_t vocabulary, uint64_t seed = 1,
   return Sampler(params, seed, prompt, static_cast<int32_t>(vocabulary));
 }
 
-// Chi-square of kDraws draws against probabilities; cells expected below 8 are pooled. The draws
+// Chi-square of many draws against probabilities; cells expected below 8 are pooled. The draws
 // are fixed by the seed, so the bound (6 standard deviations) is no chance of a flaky test.
 void ExpectDistribution(const SamplingParams& params, const std::vector<float>& logits,
                         const std::vector<double>& expected, uint64_t seed) {
-  constexpr int kDraws = 40000;
+  const int draws = Trials(40000);
   const Sampler sampler = Make(params, logits.size(), seed);
   std::vector<int> counts(logits.size(), 0);
   SamplerScratch scratch;
   const LogitSummary summary = Summarise(logits);
-  for (int64_t position = 0; position < kDraws; ++position) {
+  for (int64_t position = 0; position < draws; ++position) {
     ++counts[static_cast<size_t>(sampler.Sample(logits.data(), summary, position, scratch)->id)];
   }
   double chi = 0;
@@ -50,7 +51,7 @@ void ExpectDistribution(const SamplingParams& params, const std::vector<float>& 
     ++cells;
   };
   for (size_t i = 0; i < logits.size(); ++i) {
-    const double mean = expected[i] * kDraws;
+    const double mean = expected[i] * draws;
     if (mean == 0) {
       ASSERT_EQ(counts[i], 0) << "token " << i << " is filtered out";
     } else if (mean < 8) {

@@ -4,6 +4,7 @@
 
 #include "engine/decode/utf8.h"
 #include "gtest/gtest.h"
+#include "tests/support/long_tests.h"
 #include "tests/unit/decode/naive_text.h"
 
 namespace cogumi {
@@ -93,7 +94,7 @@ TEST(TextAssembler, AnySplitGivesTheNaiveText) {
   const std::vector<std::string> alphabets = {
       "ab", "abc\n", std::string("a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80\xED\xA0\xFF\xC0", 15)};
   int stopped = 0;
-  for (int trial = 0; trial < 20000; ++trial) {
+  for (int trial = 0; trial < Trials(20000, 20); ++trial) {
     const std::string& alphabet = alphabets[random() % alphabets.size()];
     const auto word = [&](size_t length) {
       std::string bytes;

@@ -7,6 +7,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/support/long_tests.h"
 
 namespace cogumi {
 namespace {
@@ -179,7 +180,7 @@ TEST(KvCache, RandomOperationsKeepEveryTokensContent) {
   std::mt19937_64 random(7);
   int copies = 0;
   int refusals = 0;
-  for (int trial = 0; trial < 300; ++trial) {
+  for (int trial = 0; trial < Trials(300, 20); ++trial) {
     const auto cache = MakeCache(kPages);
     std::vector<Modelled> live;
     uint32_t next = 1;

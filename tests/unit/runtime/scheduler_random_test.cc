@@ -5,6 +5,7 @@
 #include <random>
 
 #include "gtest/gtest.h"
+#include "tests/support/long_tests.h"
 #include "tests/unit/runtime/scheduler_harness.h"
 
 namespace cogumi {
@@ -198,7 +199,8 @@ class RandomRun {
 
 TEST(SchedulerRandom, EveryRequestEndsOnceWithTheUndisturbedAnswer) {
   EngineStats sum;
-  for (uint64_t seed = 1; seed <= 2500 && !HasFailure(); ++seed) {
+  const auto seeds = static_cast<uint64_t>(Trials(2500));
+  for (uint64_t seed = 1; seed <= seeds && !HasFailure(); ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     RandomRun run(seed);
     run.Run();
