@@ -4,7 +4,8 @@
     tools/check/includes.py [ROOT]     prints each include that breaks a rule; exit code 1 then
 
 A file's layer is the longest entry of LAYERS that its path begins with. It may include its own
-layer and those that the layer lists.
+layer, those that the layer lists, and the single headers of EXCEPTIONS. Kernels may include the
+standard library's plain headers beside that, and libraries only where KERNEL_LIBRARIES says.
 """
 import pathlib
 import re
@@ -15,20 +16,21 @@ SOURCES = {".cc", ".h", ".cu", ".cuh", ".inl"}
 
 PUBLIC = "engine/include/cogumi"
 CORE = "engine/core"
+KERNELS = "engine/kernels"
 LAYERS: dict[str, set[str]] = {
     # The public headers are plain types: everyone sees them, they see nothing.
     PUBLIC: set(),
     CORE: {PUBLIC},
-    "engine/cuda": {PUBLIC, CORE},
     "engine/io": {PUBLIC, CORE},
     "engine/tokenizer": {PUBLIC, CORE, "engine/io"},
-    "engine/kernels": {PUBLIC, CORE},
+    # Compiled for one instruction set: nothing whose inline functions another machine may link.
+    KERNELS: set(),
     "engine/memory": {PUBLIC, CORE, "engine/kernels"},
-    "engine/model": {PUBLIC, CORE, "engine/cuda", "engine/io", "engine/kernels", "engine/memory",
+    "engine/model": {PUBLIC, CORE, "engine/io", "engine/kernels", "engine/memory",
                      "engine/tokenizer"},
     "engine/decode": {PUBLIC, CORE, "engine/kernels", "engine/memory", "engine/model",
                       "engine/tokenizer"},
-    "engine/runtime": {PUBLIC, CORE, "engine/cuda", "engine/decode", "engine/io",
+    "engine/runtime": {PUBLIC, CORE, "engine/decode", "engine/io",
                        "engine/kernels", "engine/memory", "engine/model", "engine/tokenizer"},
     "router": {CORE},
     "services/common": {PUBLIC, CORE, "proto"},
@@ -39,14 +41,22 @@ LAYERS: dict[str, set[str]] = {
     "services/modifiers": {PUBLIC, CORE, "proto", "services/common", "engine/io"},
     "services/cli": {PUBLIC, CORE, "proto", "services/common", "services/decoder",
                      "services/gateway", "services/modifiers", "services/router"},
-    "pipeline": {PUBLIC, CORE, "engine"},
+}
+# Headers beside the layers: file or folder that includes -> what it may include.
+EXCEPTIONS: dict[str, set[str]] = {
+    KERNELS + "/": {"engine/core/half.h"},
+}
+# Chooses a tier and explains it; it is compiled without one.
+KERNEL_LIBRARIES = {
+    "engine/kernels/registry.h": ("absl/status/statusor.h",),
+    "engine/kernels/registry.cc": ("absl/strings/str_cat.h", "absl/strings/str_join.h"),
 }
 # Test code may look at anything; nobody in production may look at it.
 OUTSIDE_PRODUCTION = ("tests/", "bench/", "tools/")
 SYSTEM_LIBRARIES = {
     # Library headers and the only layers that may use them.
     "grpcpp/": {"services"}, "grpc/": {"services"}, "google/protobuf/": {"services"},
-    "prometheus/": {"services"}, "cuda": {"engine/cuda", "engine/kernels"},
+    "prometheus/": {"services"},
 }
 
 
@@ -59,9 +69,14 @@ def layer_of(path: str) -> str | None:
     return max(matches, key=len) if matches else None
 
 
+def is_exception(path: str, included: str) -> bool:
+    return any(path.startswith(user) and included in headers
+               for user, headers in EXCEPTIONS.items())
+
+
 def violations(root: pathlib.Path) -> list[str]:
     found = []
-    for folder in ("engine", "router", "services", "pipeline"):
+    for folder in ("engine", "router", "services"):
         for file in sorted((root / folder).rglob("*")):
             if file.suffix not in SOURCES:
                 continue
@@ -76,10 +91,13 @@ def violations(root: pathlib.Path) -> list[str]:
                     continue
                 target = layer_of(included)
                 if target is not None:
-                    allowed = LAYERS[layer]
-                    if target != layer and target not in allowed and not (
-                            "engine" in allowed and target.startswith("engine/")):
+                    if (target != layer and target not in LAYERS[layer]
+                            and not is_exception(path, included)):
                         found.append(f"{path}: {layer} may not include {included} ({target})")
+                    continue
+                if layer == KERNELS and "/" in included and included not in KERNEL_LIBRARIES.get(
+                        path, ()):
+                    found.append(f"{path}: {layer} may not use {included}")
                     continue
                 for prefix, users in SYSTEM_LIBRARIES.items():
                     if included.startswith(prefix) and not path.startswith(
