@@ -4,7 +4,7 @@
     tools/check/files.py [ROOT]     prints each breach; exit code 1 then
 
 Files stay under 800 lines; no path of a particular machine or registry host is written down; no
-promise is left open; text has no trailing blanks, tabs (but in Makefiles) or missing last newline.
+promise or placeholder is left open; text has no trailing blanks, tabs (but in Makefiles) or missing last newline.
 """
 import pathlib
 import re
@@ -23,6 +23,7 @@ MACHINE_PATH = re.compile(
     r"|(?<![A-Za-z0-9_.-])/tmp/w\b")
 REGISTRY = re.compile(r"files\.pythonhosted\.org|pypi\.org/simple|--index-url|--extra-index-url")
 OPEN_PROMISE = re.compile(r"\b(TODO|FIXME|XXX)\b")
+PLACEHOLDER = re.compile(r"@@[A-Z][A-Z0-9_]*@@")
 
 
 def tracked_files(root: pathlib.Path) -> list[str]:
@@ -46,6 +47,8 @@ def breaches(name: str, text: str) -> list[str]:
                 found.append(f"{name}:{number}: a machine's own path: {line.strip()}")
             if REGISTRY.search(line):
                 found.append(f"{name}:{number}: a registry host: {line.strip()}")
+            if PLACEHOLDER.search(line):
+                found.append(f"{name}:{number}: a placeholder: {line.strip()}")
             if code and OPEN_PROMISE.search(line):
                 found.append(f"{name}:{number}: a promise left open: {line.strip()}")
     if generated:

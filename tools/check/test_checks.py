@@ -73,6 +73,7 @@ def test_files_keep_the_rules():
     ("a.sh", "cd /ho" "me/someone\n"),
     ("a.txt", "https://files.python" "hosted.org/x\n"),
     ("a.py", "# TO" "DO later\n"),
+    ("a.md", "speed: @" "@SPEED@" "@\n"),
     ("a.py", "x = 1 \n"),
     ("a.py", "x = 1"),
     ("a.cc", "// " + "x" * 98 + "\n"),
