@@ -110,9 +110,8 @@ absl::StatusOr<nlohmann::json> RunBench(const BenchOptions& options) {
 }
 
 int Main(int argc, char** argv) {
-  const std::map<std::string, ActivationFormat> activations = {{"int16", ActivationFormat::kInt16},
-                                                               {"int8", ActivationFormat::kInt8},
-                                                               {"f32", ActivationFormat::kF32}};
+  std::map<std::string, ActivationFormat> activations;
+  for (const auto& known : kActivationFormats) activations[known.name] = known.format;
   BenchOptions options;
   options.tests = {"decode", "prefill"};
   CLI::App app("Speed of the engine's forward pass, as JSON.", "cogumi-engine-bench");
@@ -122,7 +121,7 @@ int Main(int argc, char** argv) {
       ->delimiter(',');
   app.add_option("--kernels", options.model.kernels,
                  "reference, avx2, avx512vnni; none: the best of this machine");
-  app.add_option("--activations", options.model.activations, "int16, int8, f32")
+  app.add_option("--activations", options.model.activations, "mixed, exact, fast, f32")
       ->transform(CLI::CheckedTransformer(activations));
   app.add_option("--threads", options.threads, "0: one per core")->check(CLI::Range(0, 1024));
   app.add_option("--chunk", options.chunk, "prompt tokens in a step")->check(CLI::Range(1, 8192));

@@ -87,7 +87,8 @@ struct Input {
     std::normal_distribution<float> normal;
     x.resize(Size(inputs) * Size(rows));
     for (float& value : x) value = normal(random);
-    buffer.Allocate(inputs, rows, true);
+    buffer.Allocate(inputs, rows);
+    buffer.view.wide_slots = rows;
     buffer.view.inputs = inputs;
     buffer.view.want_quantised = true;
     NormQuantiseArgs args;

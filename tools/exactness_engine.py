@@ -28,7 +28,7 @@ class Sequence:
 @dataclasses.dataclass(frozen=True)
 class Configuration:
     kernels: str = ""  # "": the best of this machine
-    activations: str = "int16"
+    activations: str = "mixed"
     kv: str = "f16"
 
 

@@ -1,8 +1,8 @@
 // The fused operations, composed once for every tier from a tier's primitives:
 //
-//   T::StoreBlock(act, block, row, v, n)     quantise and/or keep n <= 32 values of a row
+//   T::StoreBlock(act, block, slot, v, n)    quantise and/or keep n <= 32 values of a slot
 //   T::SumOfSquares(x, n)                    in an order that depends on n only
-//   T::MatmulTile(w, panel, act, row, n, tile)   tile[n][32] = 32 outputs of n <= 64 rows
+//   T::MatmulTile(w, panel, act, slot, n, tile)  tile[n][32] = 32 outputs of n <= 64 slots of one kind
 //   T::ToHalf(v, out)                        32 floats -> binary16
 //   T::Swiglu(gate, up, out)                 32 values
 //   T::Attend(args, vectors, count)          queries that share pages and KV head
@@ -28,7 +28,7 @@ struct QueryVector {
 
 // Codes of a block fill this range. 32512 = 127 * 256: the high plane stays within int8 after
 // rounding up the low one.
-inline float LargestCode(const Activations& a) { return a.int16 ? 32512.0f : 127.0f; }
+inline float LargestCode(bool wide) { return wide ? 32512.0f : 127.0f; }
 
 // Scale and factor of a block whose largest magnitude has the bit pattern `bits`: of floats without
 // their sign the integer order is the order of the values, with infinity and NaN above all.
@@ -39,25 +39,24 @@ struct BlockScale {
   float inverse = 0;
   bool finite = true;
 };
-inline BlockScale ScaleOfBlock(const Activations& a, uint32_t bits) {
+inline BlockScale ScaleOfBlock(bool wide, uint32_t bits) {
   constexpr uint32_t kInfinity = 0x7F800000u;
   constexpr float kLeast = 1e-30f;
   if (bits >= kInfinity) return {NAN, 0.0f, false};
   const float largest = __builtin_bit_cast(float, bits);
-  const float top = LargestCode(a);
+  const float top = LargestCode(wide);
   return {largest / top, largest > kLeast ? top / largest : 0.0f, true};
 }
 
-constexpr int kTileRows = 64;
+constexpr int kTileSlots = 64;
 
 template <class T>
 struct FusedOps {
-  static void NormQuantise(const NormQuantiseArgs& a, int row_begin, int row_end) {
+  static void NormQuantise(const NormQuantiseArgs& a, int slot_begin, int slot_end) {
     const int n = a.out->inputs;
     alignas(64) float y[kBlockInputs];
-    for (int row = row_begin; row < row_end; ++row) {
-      const int source = a.row_index != nullptr ? a.row_index[row] : row;
-      const float* x = a.x + static_cast<size_t>(source) * a.stride;
+    for (int slot = slot_begin; slot < slot_end; ++slot) {
+      const float* x = a.x + static_cast<size_t>(a.out->Row(slot)) * a.stride;
       float inverse = 1.0f;
       if (a.weight != nullptr) {
         const float mean = T::SumOfSquares(x, n) / static_cast<float>(n);
@@ -70,7 +69,7 @@ struct FusedOps {
         } else {
           std::memcpy(y, x + i, static_cast<size_t>(m) * sizeof(float));
         }
-        T::StoreBlock(*a.out, i / kBlockInputs, row, y, m);
+        T::StoreBlock(*a.out, i / kBlockInputs, slot, y, m);
       }
     }
   }
@@ -120,7 +119,7 @@ struct FusedOps {
   }
 
   static void QkvRopeAppend(const QkvRopeAppendArgs& a, int panel_begin, int panel_end) {
-    alignas(64) float tile[kTileRows * kPanelRows];
+    alignas(64) float tile[kTileSlots * kPanelRows];
     const int q_panels = a.wq->Panels();
     const int k_panels = a.wk->Panels();
     const float scale = 1.0f / std::sqrt(static_cast<float>(a.kv.head_dim));
@@ -131,17 +130,18 @@ struct FusedOps {
       const int panel = is_q ? p : is_v ? p - q_panels - k_panels : p - q_panels;
       const int first = panel * kPanelRows;
       const int count = w.rows - first < kPanelRows ? w.rows - first : kPanelRows;
-      for (int r0 = 0; r0 < a.rows; r0 += kTileRows) {
-        const int n = a.rows - r0 < kTileRows ? a.rows - r0 : kTileRows;
-        T::MatmulTile(w, panel, *a.in, r0, n, tile);
+      for (int s0 = 0, n; s0 < a.rows; s0 += n) {
+        n = a.in->Run(s0, a.rows, kTileSlots);
+        T::MatmulTile(w, panel, *a.in, s0, n, tile);
         for (int r = 0; r < n; ++r) {
           float* v = tile + r * kPanelRows;
-          if (!is_v) Rope(a, r0 + r, first, count, v);
+          const int row = a.in->Row(s0 + r);
+          if (!is_v) Rope(a, row, first, count, v);
           if (is_q) {
-            float* q = a.q + static_cast<size_t>(r0 + r) * static_cast<size_t>(w.rows) + first;
+            float* q = a.q + static_cast<size_t>(row) * static_cast<size_t>(w.rows) + first;
             for (int i = 0; i < count; ++i) q[i] = v[i] * scale;
           } else {
-            AppendKv(a, r0 + r, first, count, is_v, v);
+            AppendKv(a, row, first, count, is_v, v);
           }
         }
       }
@@ -171,15 +171,16 @@ struct FusedOps {
   }
 
   static void ProjectResidual(const ProjectResidualArgs& a, int panel_begin, int panel_end) {
-    alignas(64) float tile[kTileRows * kPanelRows];
+    alignas(64) float tile[kTileSlots * kPanelRows];
     for (int p = panel_begin; p < panel_end; ++p) {
       const int first = p * kPanelRows;
       const int count = a.w->rows - first < kPanelRows ? a.w->rows - first : kPanelRows;
-      for (int r0 = 0; r0 < a.rows; r0 += kTileRows) {
-        const int n = a.rows - r0 < kTileRows ? a.rows - r0 : kTileRows;
-        T::MatmulTile(*a.w, p, *a.in, r0, n, tile);
+      for (int s0 = 0, n; s0 < a.rows; s0 += n) {
+        n = a.in->Run(s0, a.rows, kTileSlots);
+        T::MatmulTile(*a.w, p, *a.in, s0, n, tile);
         for (int r = 0; r < n; ++r) {
-          float* x = a.x + static_cast<size_t>(r0 + r) * static_cast<size_t>(a.w->rows) + first;
+          const size_t row = static_cast<size_t>(a.in->Row(s0 + r));
+          float* x = a.x + row * static_cast<size_t>(a.w->rows) + first;
           for (int i = 0; i < count; ++i) x[i] += tile[r * kPanelRows + i];
         }
       }
@@ -187,35 +188,35 @@ struct FusedOps {
   }
 
   static void GateUpSwiglu(const GateUpSwigluArgs& a, int panel_begin, int panel_end) {
-    alignas(64) float gate[kTileRows * kPanelRows];
-    alignas(64) float up[kTileRows * kPanelRows];
+    alignas(64) float gate[kTileSlots * kPanelRows];
+    alignas(64) float up[kTileSlots * kPanelRows];
     for (int p = panel_begin; p < panel_end; ++p) {
       const int first = p * kPanelRows;
       const int count = a.gate->rows - first < kPanelRows ? a.gate->rows - first : kPanelRows;
-      for (int r0 = 0; r0 < a.rows; r0 += kTileRows) {
-        const int n = a.rows - r0 < kTileRows ? a.rows - r0 : kTileRows;
-        T::MatmulTile(*a.gate, p, *a.in, r0, n, gate);
-        T::MatmulTile(*a.up, p, *a.in, r0, n, up);
+      for (int s0 = 0, n; s0 < a.rows; s0 += n) {
+        n = a.in->Run(s0, a.rows, kTileSlots);
+        T::MatmulTile(*a.gate, p, *a.in, s0, n, gate);
+        T::MatmulTile(*a.up, p, *a.in, s0, n, up);
         for (int r = 0; r < n; ++r) {
           float* v = gate + r * kPanelRows;
           T::Swiglu(v, up + r * kPanelRows, v);
-          T::StoreBlock(*a.out, p, r0 + r, v, count);
+          T::StoreBlock(*a.out, p, s0 + r, v, count);
         }
       }
     }
   }
 
   static void Head(const HeadArgs& a, int panel_begin, int panel_end) {
-    alignas(64) float tile[kTileRows * kPanelRows];
+    alignas(64) float tile[kTileSlots * kPanelRows];
     for (int p = panel_begin; p < panel_end; ++p) {
       const int first = p * kPanelRows;
       const int count = a.w->rows - first < kPanelRows ? a.w->rows - first : kPanelRows;
-      for (int r0 = 0; r0 < a.rows; r0 += kTileRows) {
-        const int n = a.rows - r0 < kTileRows ? a.rows - r0 : kTileRows;
-        T::MatmulTile(*a.w, p, *a.in, r0, n, tile);
+      for (int s0 = 0, n; s0 < a.rows; s0 += n) {
+        n = a.in->Run(s0, a.rows, kTileSlots);
+        T::MatmulTile(*a.w, p, *a.in, s0, n, tile);
         for (int r = 0; r < n; ++r) {
           std::memcpy(
-              a.logits + static_cast<size_t>(r0 + r) * static_cast<size_t>(a.w->rows) + first,
+              a.logits + static_cast<size_t>(s0 + r) * static_cast<size_t>(a.w->rows) + first,
               tile + r * kPanelRows, static_cast<size_t>(count) * sizeof(float));
         }
       }

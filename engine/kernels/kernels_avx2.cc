@@ -167,18 +167,18 @@ struct Matmul {
     }
   }
 
-  static void Run(const PackedMatrix& w, int panel, const Activations& a, int row, int n,
+  static void Run(const PackedMatrix& w, int panel, const Activations& a, int slot, int n,
                   float* tile) {
     const uint8_t* data = w.Panel(panel);
     const int blocks = w.inputs / kBlockInputs;
     const int zero = w.format.zero;
     for (int c = 0; c < n; ++c) {
       const uint8_t* p = data;
-      const int8_t* x = a.codes + static_cast<size_t>(row + c) * kBytes;
-      size_t at = static_cast<size_t>(row + c);
+      const int8_t* x = a.codes + a.CodeOffset(slot + c);
+      size_t at = static_cast<size_t>(slot + c);
       __m256 total[4];
       for (int v = 0; v < 4; ++v) total[v] = _mm256_setzero_ps();
-      for (int b = 0; b < blocks; ++b, p += kRecord, x += a.code_stride, at += a.row_stride) {
+      for (int b = 0; b < blocks; ++b, p += kRecord, x += a.code_stride, at += a.slot_stride) {
         Step<0>(p, x, a, at, zero, total);
         if constexpr (kGroups == 2) Step<1>(p, x, a, at, zero, total);
       }
@@ -188,30 +188,30 @@ struct Matmul {
 };
 
 template <int kBits, bool kMinimum, bool kF32Scales, int kGroup>
-void RunMatmul(const PackedMatrix& w, int panel, const Activations& a, int row, int n,
+void RunMatmul(const PackedMatrix& w, int panel, const Activations& a, int slot, int n,
                float* tile) {
-  if (a.int16) {
-    Matmul<kBits, kMinimum, kF32Scales, kGroup, true>::Run(w, panel, a, row, n, tile);
+  if (a.Wide(slot)) {
+    Matmul<kBits, kMinimum, kF32Scales, kGroup, true>::Run(w, panel, a, slot, n, tile);
   } else {
-    Matmul<kBits, kMinimum, kF32Scales, kGroup, false>::Run(w, panel, a, row, n, tile);
+    Matmul<kBits, kMinimum, kF32Scales, kGroup, false>::Run(w, panel, a, slot, n, tile);
   }
 }
 
 struct Avx2Tier : SimdOps<Avx2> {
   static constexpr VocabularyOps kVocabulary = {BlockMaximaAvx2, SoftmaxWeightsAvx2};
-  static void MatmulTile(const PackedMatrix& w, int panel, const Activations& a, int row, int n,
+  static void MatmulTile(const PackedMatrix& w, int panel, const Activations& a, int slot, int n,
                          float* tile) {
     const WeightFormat& f = w.format;
-    if (f.kind != WeightKind::kQuantised) return MatmulFloat(w, panel, a, row, n, tile);
+    if (f.kind != WeightKind::kQuantised) return MatmulFloat(w, panel, a, slot, n, tile);
     if (f.bits == 4) {
-      if (!f.has_minimum) return RunMatmul<4, false, false, 32>(w, panel, a, row, n, tile);
-      if (f.f32_scales) return RunMatmul<4, true, true, 32>(w, panel, a, row, n, tile);
-      return RunMatmul<4, true, false, 32>(w, panel, a, row, n, tile);
+      if (!f.has_minimum) return RunMatmul<4, false, false, 32>(w, panel, a, slot, n, tile);
+      if (f.f32_scales) return RunMatmul<4, true, true, 32>(w, panel, a, slot, n, tile);
+      return RunMatmul<4, true, false, 32>(w, panel, a, slot, n, tile);
     }
-    if (f.group == 16) return RunMatmul<8, false, true, 16>(w, panel, a, row, n, tile);
-    if (!f.has_minimum) return RunMatmul<8, false, false, 32>(w, panel, a, row, n, tile);
-    if (f.f32_scales) return RunMatmul<8, true, true, 32>(w, panel, a, row, n, tile);
-    return RunMatmul<8, true, false, 32>(w, panel, a, row, n, tile);
+    if (f.group == 16) return RunMatmul<8, false, true, 16>(w, panel, a, slot, n, tile);
+    if (!f.has_minimum) return RunMatmul<8, false, false, 32>(w, panel, a, slot, n, tile);
+    if (f.f32_scales) return RunMatmul<8, true, true, 32>(w, panel, a, slot, n, tile);
+    return RunMatmul<8, true, false, 32>(w, panel, a, slot, n, tile);
   }
 
   // The largest of eight integers, none negative.
@@ -222,10 +222,10 @@ struct Avx2Tier : SimdOps<Avx2> {
     return static_cast<uint32_t>(_mm_cvtsi128_si32(x));
   }
 
-  static void StoreBlock(Activations& a, int block, int row, const float* v, int n) {
+  static void StoreBlock(Activations& a, int block, int slot, const float* v, int n) {
     if (a.want_f32) {
       std::memcpy(
-          a.f32 + static_cast<size_t>(row) * static_cast<size_t>(a.inputs) + block * kBlockInputs,
+          a.f32 + static_cast<size_t>(slot) * static_cast<size_t>(a.inputs) + block * kBlockInputs,
           v, static_cast<size_t>(n) * sizeof(float));
     }
     if (!a.want_quantised) return;
@@ -236,7 +236,8 @@ struct Avx2Tier : SimdOps<Avx2> {
       largest = _mm256_max_epi32(
           largest, _mm256_castps_si256(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), x[i])));
     }
-    const BlockScale scale = ScaleOfBlock(a, LargestLane(largest));
+    const bool wide = a.Wide(slot);
+    const BlockScale scale = ScaleOfBlock(wide, LargestLane(largest));
     if (!scale.finite) [[unlikely]] {
       for (__m256& values : x) values = _mm256_setzero_ps();
     }
@@ -246,20 +247,19 @@ struct Avx2Tier : SimdOps<Avx2> {
       _mm256_store_si256(reinterpret_cast<__m256i*>(codes + 8 * i),
                          _mm256_cvtps_epi32(_mm256_mul_ps(x[i], inverse)));
     }
-    int8_t* out = a.codes + static_cast<size_t>(block) * a.code_stride +
-                  static_cast<size_t>(row) * static_cast<size_t>(a.BytesPerRow());
+    int8_t* out = a.Codes(block, slot);
     int32_t sum = 0;
     int32_t half = 0;
     for (int i = 0; i < 16; ++i) half += codes[i];
     for (int i = 16; i < 32; ++i) sum += codes[i];
     sum += half;
     for (int i = 0; i < 32; ++i) {
-      out[i] = static_cast<int8_t>(a.int16 ? (codes[i] + 128) >> 8 : codes[i]);
+      out[i] = static_cast<int8_t>(wide ? (codes[i] + 128) >> 8 : codes[i]);
     }
-    if (a.int16) {
+    if (wide) {
       for (int i = 0; i < 32; ++i) out[32 + i] = static_cast<int8_t>(codes[i] & 255);
     }
-    const size_t at = static_cast<size_t>(block) * a.row_stride + static_cast<size_t>(row);
+    const size_t at = a.At(block, slot);
     a.scale[at] = scale.scale;
     a.scaled_sum[at] = a.scale[at] * static_cast<float>(sum);
     a.sum[at] = sum;

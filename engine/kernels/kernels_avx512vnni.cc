@@ -114,7 +114,7 @@ __attribute__((always_inline)) inline __m512i Broadcast(const int8_t* p) {
 // U activation rows against one record; sums in `low` and `high` (rows 0-15 and 16-31).
 template <class Fmt, bool kMinimum, bool kInt16, int kGroup, int U>
 __attribute__((always_inline)) inline void Step(const typename Fmt::Record& w, const Activations& a,
-                                                size_t code_at, size_t row_at, int zero,
+                                                size_t code_at, size_t slot_at, int zero,
                                                 __m512* low, __m512* high) {
   constexpr int kBytes = kInt16 ? 64 : 32;
   constexpr int kTiles = kGroup / 4;
@@ -152,7 +152,7 @@ __attribute__((always_inline)) inline void Step(const typename Fmt::Record& w, c
     }
 #pragma GCC unroll 8
     for (int u = 0; u < U; ++u) {
-      const size_t at = row_at + static_cast<size_t>(u);
+      const size_t at = slot_at + static_cast<size_t>(u);
       int32_t sum = a.sum[at];
       if constexpr (kGroup == 16) sum = g == 0 ? a.half_sum[at] : sum - a.half_sum[at];
       if constexpr (!kMinimum) {
@@ -183,15 +183,15 @@ struct Matmul {
   // A few rows: sums stay in registers.
   template <int U>
   static __attribute__((noinline)) void Few(const PackedMatrix& w, int panel, const Activations& a,
-                                            int row, float* tile) {
+                                            int slot, float* tile) {
     const uint8_t* p = w.Panel(panel);
     const int blocks = w.inputs / kBlockInputs;
     const int zero = w.format.zero;
     __m512 low[U];
     __m512 high[U];
     for (int u = 0; u < U; ++u) low[u] = high[u] = _mm512_setzero_ps();
-    size_t code_at = static_cast<size_t>(row) * kBytes;
-    size_t row_at = static_cast<size_t>(row);
+    size_t code_at = a.CodeOffset(slot);
+    size_t slot_at = static_cast<size_t>(slot);
     for (int b = 0; b < blocks; ++b, p += Fmt::kRecord) {
       if constexpr (U > 1) {
 #pragma GCC unroll 20
@@ -200,9 +200,9 @@ struct Matmul {
         }
       }
       const typename Fmt::Record record(p);
-      Step<Fmt, kMinimum, kInt16, kGroup, U>(record, a, code_at, row_at, zero, low, high);
+      Step<Fmt, kMinimum, kInt16, kGroup, U>(record, a, code_at, slot_at, zero, low, high);
       code_at += a.code_stride;
-      row_at += a.row_stride;
+      slot_at += a.slot_stride;
     }
     for (int u = 0; u < U; ++u) {
       _mm512_store_ps(tile + u * 32, low[u]);
@@ -213,7 +213,7 @@ struct Matmul {
   template <int U>
   static __attribute__((always_inline)) inline void StepInMemory(const typename Fmt::Record& record,
                                                                  const Activations& a,
-                                                                 size_t code_at, size_t row_at,
+                                                                 size_t code_at, size_t slot_at,
                                                                  int zero, float* tile) {
     __m512 low[U];
     __m512 high[U];
@@ -222,7 +222,7 @@ struct Matmul {
       low[u] = _mm512_load_ps(tile + u * 32);
       high[u] = _mm512_load_ps(tile + u * 32 + 16);
     }
-    Step<Fmt, kMinimum, kInt16, kGroup, U>(record, a, code_at, row_at, zero, low, high);
+    Step<Fmt, kMinimum, kInt16, kGroup, U>(record, a, code_at, slot_at, zero, low, high);
 #pragma GCC unroll 4
     for (int u = 0; u < U; ++u) {
       _mm512_store_ps(tile + u * 32, low[u]);
@@ -232,15 +232,15 @@ struct Matmul {
 
   // Many rows: a record's weights stay in registers, sums in L1.
   static __attribute__((noinline)) void Many(const PackedMatrix& w, int panel, const Activations& a,
-                                             int row, int n, float* tile) {
+                                             int slot, int n, float* tile) {
     const uint8_t* p = w.Panel(panel);
     const int blocks = w.inputs / kBlockInputs;
     const int zero = w.format.zero;
     __builtin_memset(tile, 0, static_cast<size_t>(n) * 128);
     const int groups = (n + 3) / 4;
     const int lines = (static_cast<int>(Fmt::kRecord / 64) + groups - 1) / groups;
-    size_t code_at = static_cast<size_t>(row) * kBytes;
-    size_t row_at = static_cast<size_t>(row);
+    size_t code_at = a.CodeOffset(slot);
+    size_t slot_at = static_cast<size_t>(slot);
     for (int b = 0; b < blocks; ++b, p += Fmt::kRecord) {
       const typename Fmt::Record record(p);
       const uint8_t* ahead = p + kPrefetchBytes;
@@ -251,10 +251,10 @@ struct Matmul {
           _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T1);
         }
         StepInMemory<4>(record, a, code_at + static_cast<size_t>(c) * kBytes,
-                        row_at + static_cast<size_t>(c), zero, tile + c * 32);
+                        slot_at + static_cast<size_t>(c), zero, tile + c * 32);
       }
       const size_t code = code_at + static_cast<size_t>(c) * kBytes;
-      const size_t at = row_at + static_cast<size_t>(c);
+      const size_t at = slot_at + static_cast<size_t>(c);
       switch (n - c) {
         case 1:
           StepInMemory<1>(record, a, code, at, zero, tile + c * 32);
@@ -269,66 +269,67 @@ struct Matmul {
           break;
       }
       code_at += a.code_stride;
-      row_at += a.row_stride;
+      slot_at += a.slot_stride;
     }
   }
 
-  static void Run(const PackedMatrix& w, int panel, const Activations& a, int row, int n,
+  static void Run(const PackedMatrix& w, int panel, const Activations& a, int slot, int n,
                   float* tile) {
     switch (n) {
       case 1:
-        return Few<1>(w, panel, a, row, tile);
+        return Few<1>(w, panel, a, slot, tile);
       case 2:
-        return Few<2>(w, panel, a, row, tile);
+        return Few<2>(w, panel, a, slot, tile);
       case 3:
-        return Few<3>(w, panel, a, row, tile);
+        return Few<3>(w, panel, a, slot, tile);
       case 4:
-        return Few<4>(w, panel, a, row, tile);
+        return Few<4>(w, panel, a, slot, tile);
       default:
-        return Many(w, panel, a, row, n, tile);
+        return Many(w, panel, a, slot, n, tile);
     }
   }
 };
 
 template <int kBits, bool kMinimum, bool kF32Scales, int kGroup>
-void RunMatmul(const PackedMatrix& w, int panel, const Activations& a, int row, int n,
+void RunMatmul(const PackedMatrix& w, int panel, const Activations& a, int slot, int n,
                float* tile) {
-  if (a.int16) {
-    Matmul<kBits, kMinimum, kF32Scales, kGroup, true>::Run(w, panel, a, row, n, tile);
+  if (a.Wide(slot)) {
+    Matmul<kBits, kMinimum, kF32Scales, kGroup, true>::Run(w, panel, a, slot, n, tile);
   } else {
-    Matmul<kBits, kMinimum, kF32Scales, kGroup, false>::Run(w, panel, a, row, n, tile);
+    Matmul<kBits, kMinimum, kF32Scales, kGroup, false>::Run(w, panel, a, slot, n, tile);
   }
 }
 
 struct Avx512Vnni : SimdOps<Avx512> {
   static constexpr VocabularyOps kVocabulary = {BlockMaximaAvx512, SoftmaxWeightsAvx512};
-  static void MatmulTile(const PackedMatrix& w, int panel, const Activations& a, int row, int n,
+  static void MatmulTile(const PackedMatrix& w, int panel, const Activations& a, int slot, int n,
                          float* tile) {
     const WeightFormat& f = w.format;
-    if (f.kind != WeightKind::kQuantised) return MatmulFloat(w, panel, a, row, n, tile);
+    if (f.kind != WeightKind::kQuantised) return MatmulFloat(w, panel, a, slot, n, tile);
     if (f.bits == 4) {
-      if (!f.has_minimum) return RunMatmul<4, false, false, 32>(w, panel, a, row, n, tile);
-      if (f.f32_scales) return RunMatmul<4, true, true, 32>(w, panel, a, row, n, tile);
-      return RunMatmul<4, true, false, 32>(w, panel, a, row, n, tile);
+      if (!f.has_minimum) return RunMatmul<4, false, false, 32>(w, panel, a, slot, n, tile);
+      if (f.f32_scales) return RunMatmul<4, true, true, 32>(w, panel, a, slot, n, tile);
+      return RunMatmul<4, true, false, 32>(w, panel, a, slot, n, tile);
     }
-    if (f.group == 16) return RunMatmul<8, false, true, 16>(w, panel, a, row, n, tile);
-    if (!f.has_minimum) return RunMatmul<8, false, false, 32>(w, panel, a, row, n, tile);
-    if (f.f32_scales) return RunMatmul<8, true, true, 32>(w, panel, a, row, n, tile);
-    return RunMatmul<8, true, false, 32>(w, panel, a, row, n, tile);
+    if (f.group == 16) return RunMatmul<8, false, true, 16>(w, panel, a, slot, n, tile);
+    if (!f.has_minimum) return RunMatmul<8, false, false, 32>(w, panel, a, slot, n, tile);
+    if (f.f32_scales) return RunMatmul<8, true, true, 32>(w, panel, a, slot, n, tile);
+    return RunMatmul<8, true, false, 32>(w, panel, a, slot, n, tile);
   }
 
-  static void StoreBlock(Activations& a, int block, int row, const float* v, int n) {
+  static void StoreBlock(Activations& a, int block, int slot, const float* v, int n) {
     __m512 x = Avx512::LoadN(v, n);
     __m512 y = Avx512::LoadN(v + 16, n - 16);
     if (a.want_f32) {
       float* out =
-          a.f32 + static_cast<size_t>(row) * static_cast<size_t>(a.inputs) + block * kBlockInputs;
+          a.f32 + static_cast<size_t>(slot) * static_cast<size_t>(a.inputs) + block * kBlockInputs;
       _mm512_mask_storeu_ps(out, Avx512::First(n), x);
       _mm512_mask_storeu_ps(out + 16, Avx512::First(n - 16), y);
     }
     if (!a.want_quantised) return;
+    const bool wide = a.Wide(slot);
     const BlockScale scale =
-        ScaleOfBlock(a, _mm512_reduce_max_epu32(_mm512_max_epu32(
+        ScaleOfBlock(wide, _mm512_reduce_max_epu32(_mm512_max_epu32(
                             _mm512_castps_si512(_mm512_abs_ps(x)),
                             _mm512_castps_si512(_mm512_abs_ps(y)))));
     if (!scale.finite) [[unlikely]] {
@@ -338,12 +339,11 @@ struct Avx512Vnni : SimdOps<Avx512> {
     const __m512 inverse = _mm512_set1_ps(scale.inverse);
     const __m512i cx = _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse));
     const __m512i cy = _mm512_cvtps_epi32(_mm512_mul_ps(y, inverse));
-    int8_t* codes = a.codes + static_cast<size_t>(block) * a.code_stride +
-                    static_cast<size_t>(row) * static_cast<size_t>(a.BytesPerRow());
+    int8_t* codes = a.Codes(block, slot);
     const auto store = [codes](int at, __m512i c) {
       _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + at), _mm512_cvtepi32_epi8(c));
     };
-    if (a.int16) {
+    if (wide) {
       const __m512i round = _mm512_set1_epi32(128);
       store(0, _mm512_srai_epi32(_mm512_add_epi32(cx, round), 8));
       store(16, _mm512_srai_epi32(_mm512_add_epi32(cy, round), 8));
@@ -355,7 +355,7 @@ struct Avx512Vnni : SimdOps<Avx512> {
     }
     const int half = _mm512_reduce_add_epi32(cx);
     const int sum = half + _mm512_reduce_add_epi32(cy);
-    const size_t at = static_cast<size_t>(block) * a.row_stride + static_cast<size_t>(row);
+    const size_t at = a.At(block, slot);
     a.scale[at] = scale.scale;
     a.scaled_sum[at] = a.scale[at] * static_cast<float>(sum);
     a.sum[at] = sum;

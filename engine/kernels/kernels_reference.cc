@@ -19,10 +19,10 @@ struct Reference {
     return static_cast<float>(sum);
   }
 
-  static void StoreBlock(Activations& a, int block, int row, const float* v, int n) {
+  static void StoreBlock(Activations& a, int block, int slot, const float* v, int n) {
     if (a.want_f32) {
       std::memcpy(
-          a.f32 + static_cast<size_t>(row) * static_cast<size_t>(a.inputs) + block * kBlockInputs,
+          a.f32 + static_cast<size_t>(slot) * static_cast<size_t>(a.inputs) + block * kBlockInputs,
           v, static_cast<size_t>(n) * sizeof(float));
     }
     if (!a.want_quantised) return;
@@ -31,16 +31,16 @@ struct Reference {
       const uint32_t bits = __builtin_bit_cast(uint32_t, std::fabs(v[i]));
       largest = bits > largest ? bits : largest;
     }
-    const BlockScale block_scale = ScaleOfBlock(a, largest);
-    int8_t* codes = a.codes + static_cast<size_t>(block) * a.code_stride +
-                    static_cast<size_t>(row) * static_cast<size_t>(a.BytesPerRow());
+    const bool wide = a.Wide(slot);
+    const BlockScale block_scale = ScaleOfBlock(wide, largest);
+    int8_t* codes = a.Codes(block, slot);
     int sum = 0;
     int half_sum = 0;
     for (int i = 0; i < kBlockInputs; ++i) {
       const int code = i < n && block_scale.finite
                            ? static_cast<int>(std::nearbyint(v[i] * block_scale.inverse))
                            : 0;
-      if (a.int16) {
+      if (wide) {
         const int high = (code + 128) >> 8;
         codes[i] = static_cast<int8_t>(high);
         codes[32 + i] = static_cast<int8_t>(code - 256 * high);
@@ -50,7 +50,7 @@ struct Reference {
       sum += code;
       if (i < 16) half_sum += code;
     }
-    const size_t at = static_cast<size_t>(block) * a.row_stride + static_cast<size_t>(row);
+    const size_t at = a.At(block, slot);
     a.scale[at] = block_scale.scale;
     a.scaled_sum[at] = a.scale[at] * static_cast<float>(sum);
     a.sum[at] = sum;
@@ -85,9 +85,10 @@ struct Reference {
     }
   }
 
-  static void MatmulQuantised(const PackedMatrix& w, int panel, const Activations& a, int row,
+  static void MatmulQuantised(const PackedMatrix& w, int panel, const Activations& a, int slot,
                               int n, float* tile) {
     const WeightFormat& f = w.format;
+    const bool wide = a.Wide(slot);
     int32_t codes[32 * 32];
     float scale[64];
     float minimum[64] = {};
@@ -97,15 +98,13 @@ struct Reference {
       Scales(f, record + f.TileBytes(), scale);
       if (f.has_minimum) Scales(f, record + f.TileBytes() + f.ScaleBytes(), minimum);
       for (int c = 0; c < n; ++c) {
-        const int8_t* x = a.codes + static_cast<size_t>(b) * a.code_stride +
-                          static_cast<size_t>(row + c) * static_cast<size_t>(a.BytesPerRow());
-        const float x_scale =
-            a.scale[static_cast<size_t>(b) * a.row_stride + static_cast<size_t>(row + c)];
+        const int8_t* x = a.Codes(b, slot + c);
+        const float x_scale = a.scale[a.At(b, slot + c)];
         for (int g = 0; g < 32 / f.group; ++g) {
           int32_t dot[32] = {};
           int32_t sum = 0;
           for (int i = g * f.group; i < (g + 1) * f.group; ++i) {
-            const int code = a.int16 ? 256 * x[i] + x[32 + i] : x[i];
+            const int code = wide ? 256 * x[i] + x[32 + i] : x[i];
             sum += code;
             for (int r = 0; r < 32; ++r) dot[r] += code * codes[i * 32 + r];
           }
@@ -121,7 +120,7 @@ struct Reference {
   }
 
   // Float32 activations against dequantised weights.
-  static void MatmulFloat(const PackedMatrix& w, int panel, const Activations& a, int row, int n,
+  static void MatmulFloat(const PackedMatrix& w, int panel, const Activations& a, int slot, int n,
                           float* tile) {
     const WeightFormat& f = w.format;
     const uint8_t* data = w.Panel(panel);
@@ -157,7 +156,7 @@ struct Reference {
         data += static_cast<size_t>(m) * 32 * (f.kind == WeightKind::kF32 ? 4 : 2);
       }
       for (int c = 0; c < n; ++c) {
-        const float* x = a.f32 + static_cast<size_t>(row + c) * static_cast<size_t>(a.inputs) + k0;
+        const float* x = a.f32 + static_cast<size_t>(slot + c) * static_cast<size_t>(a.inputs) + k0;
         float* out = tile + c * 32;
         for (int i = 0; i < m; ++i) {
           for (int r = 0; r < 32; ++r) out[r] += x[i] * weights[i * 32 + r];
@@ -166,13 +165,13 @@ struct Reference {
     }
   }
 
-  static void MatmulTile(const PackedMatrix& w, int panel, const Activations& a, int row, int n,
+  static void MatmulTile(const PackedMatrix& w, int panel, const Activations& a, int slot, int n,
                          float* tile) {
     std::memset(tile, 0, static_cast<size_t>(n) * 32 * sizeof(float));
     if (w.format.kind == WeightKind::kQuantised && a.want_quantised) {
-      MatmulQuantised(w, panel, a, row, n, tile);
+      MatmulQuantised(w, panel, a, slot, n, tile);
     } else {
-      MatmulFloat(w, panel, a, row, n, tile);
+      MatmulFloat(w, panel, a, slot, n, tile);
     }
   }
 

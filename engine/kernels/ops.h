@@ -14,13 +14,13 @@
 
 namespace cogumi {
 
-// out = RMSNorm(x) * weight, in the forms that `out` wants; weight null: no norm, x as it is.
+// Slots of out = RMSNorm(x) * weight, in the forms that `out` wants; weight null: no norm, x as it is.
+// Row of a slot: out->Row(slot).
 struct NormQuantiseArgs {
   const float* x = nullptr;  // [rows][stride]
   size_t stride = 0;
   const float* weight = nullptr;  // [inputs]
   float epsilon = 0;
-  const int32_t* row_index = nullptr;  // source row of output row i; null: i
   Activations* out = nullptr;
 };
 
@@ -90,7 +90,7 @@ struct GateUpSwigluArgs {
   Activations* out = nullptr;
 };
 
-// logits = W in. [rows][W rows]
+// logits = W in. [slots][W rows]
 struct HeadArgs {
   const PackedMatrix* w = nullptr;
   const Activations* in = nullptr;
@@ -111,7 +111,7 @@ struct LogitPartial {
 
 struct KernelTable {
   const char* name;
-  void (*norm_quantise)(const NormQuantiseArgs&, int row_begin, int row_end);
+  void (*norm_quantise)(const NormQuantiseArgs&, int slot_begin, int slot_end);
   void (*qkv_rope_append)(const QkvRopeAppendArgs&, int panel_begin, int panel_end);
   void (*paged_attention)(const PagedAttentionArgs&, int item_begin, int item_end);
   void (*project_residual)(const ProjectResidualArgs&, int panel_begin, int panel_end);

@@ -66,14 +66,14 @@ struct SimdOps {
     }
   }
 
-  // Float weights: panel [inputs][32], kVecs registers of rows, U rows of activations at once.
+  // Float weights: panel [inputs][32], kVecs registers of rows, U slots of activations at once.
   template <WeightKind kKind, int U>
-  static void MatmulFloatRows(const PackedMatrix& w, int panel, const Activations& a, int row,
+  static void MatmulFloatRows(const PackedMatrix& w, int panel, const Activations& a, int slot,
                               float* tile) {
     constexpr int kVecs = kPanelRows / kLanes;
     constexpr size_t kBytes = kKind == WeightKind::kF32 ? 4 : 2;
     const uint8_t* data = w.Panel(panel);
-    const float* x = a.f32 + static_cast<size_t>(row) * static_cast<size_t>(a.inputs);
+    const float* x = a.f32 + static_cast<size_t>(slot) * static_cast<size_t>(a.inputs);
     F sum[U][kVecs];
     for (int u = 0; u < U; ++u) {
       for (int v = 0; v < kVecs; ++v) sum[u][v] = S::Zero();
@@ -101,24 +101,24 @@ struct SimdOps {
   }
 
   template <WeightKind kKind>
-  static void MatmulFloatKind(const PackedMatrix& w, int panel, const Activations& a, int row,
+  static void MatmulFloatKind(const PackedMatrix& w, int panel, const Activations& a, int slot,
                               int n, float* tile) {
     int i = 0;
     for (; i + S::kFloatRows <= n; i += S::kFloatRows) {
-      MatmulFloatRows<kKind, S::kFloatRows>(w, panel, a, row + i, tile + i * kPanelRows);
+      MatmulFloatRows<kKind, S::kFloatRows>(w, panel, a, slot + i, tile + i * kPanelRows);
     }
-    for (; i < n; ++i) MatmulFloatRows<kKind, 1>(w, panel, a, row + i, tile + i * kPanelRows);
+    for (; i < n; ++i) MatmulFloatRows<kKind, 1>(w, panel, a, slot + i, tile + i * kPanelRows);
   }
 
-  static void MatmulFloat(const PackedMatrix& w, int panel, const Activations& a, int row, int n,
+  static void MatmulFloat(const PackedMatrix& w, int panel, const Activations& a, int slot, int n,
                           float* tile) {
     switch (w.format.kind) {
       case WeightKind::kF32:
-        return MatmulFloatKind<WeightKind::kF32>(w, panel, a, row, n, tile);
+        return MatmulFloatKind<WeightKind::kF32>(w, panel, a, slot, n, tile);
       case WeightKind::kF16:
-        return MatmulFloatKind<WeightKind::kF16>(w, panel, a, row, n, tile);
+        return MatmulFloatKind<WeightKind::kF16>(w, panel, a, slot, n, tile);
       case WeightKind::kBF16:
-        return MatmulFloatKind<WeightKind::kBF16>(w, panel, a, row, n, tile);
+        return MatmulFloatKind<WeightKind::kBF16>(w, panel, a, slot, n, tile);
       case WeightKind::kQuantised:
         return;
     }

@@ -11,21 +11,20 @@ namespace cogumi {
 struct ActivationBuffer {
   Activations view;
 
-  // For up to `rows` rows of up to `inputs` inputs.
-  void Allocate(int inputs, int rows, bool int16) {
+  // For up to `slots` slots of up to `inputs` inputs.
+  void Allocate(int inputs, int slots) {
     const size_t blocks = (static_cast<size_t>(inputs) + 31) / 32;
-    view.int16 = int16;
     // 64 bytes more: strides of a power of two put all blocks of a row into one cache set
     // (prefill 1730 -> 2317 tok/s).
-    view.code_stride = static_cast<size_t>(rows) * static_cast<size_t>(view.BytesPerRow()) + 64;
-    view.row_stride = static_cast<size_t>(rows) + 16;
+    view.code_stride = static_cast<size_t>(slots) * 64 + 64;
+    view.slot_stride = static_cast<size_t>(slots) + 16;
     codes_.resize(blocks * view.code_stride + 64);
-    const size_t entries = blocks * view.row_stride;
+    const size_t entries = blocks * view.slot_stride;
     scale_.resize(entries);
     scaled_sum_.resize(entries);
     sum_.resize(entries);
     half_sum_.resize(entries);
-    f32_.resize(static_cast<size_t>(rows) * static_cast<size_t>(inputs));
+    f32_.resize(static_cast<size_t>(slots) * static_cast<size_t>(inputs));
     const auto address = reinterpret_cast<uintptr_t>(codes_.data());
     view.codes = codes_.data() + (64 - address % 64) % 64;
     view.scale = scale_.data();

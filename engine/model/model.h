@@ -18,7 +18,7 @@ class GgufFile;
 
 struct ModelOptions {
   std::string kernels;  // see EngineOptions
-  ActivationFormat activations = ActivationFormat::kInt16;
+  ActivationFormat activations = ActivationFormat::kMixed;
   KvFormat kv_format = KvFormat::kF16;
   int32_t max_rows = 288;  // rows of a step, at most
   int32_t max_logit_rows = 32;
@@ -47,7 +47,7 @@ class Model {
 
   virtual const ModelConfig& config() const = 0;
   virtual KvShape kv_shape() const = 0;
-  // "avx512vnni/int16/kv-f16"
+  // "avx512vnni/mixed/kv-f16"
   virtual const std::string& kernel_configuration() const = 0;
   // The tier it runs on, for the operations that follow a forward pass.
   virtual const KernelTable& kernels() const = 0;

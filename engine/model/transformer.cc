@@ -32,6 +32,12 @@ struct InputForms {
   }
 };
 
+// Of a step's rows: how many slots are wide, and which row stands in each (null: the same).
+struct Slots {
+  int wide = 0;
+  const int32_t* row_of = nullptr;
+};
+
 class Transformer : public Model {
  public:
   Transformer(ModelConfig config, const ModelOptions& options, const KernelTable* kernels,
@@ -41,11 +47,8 @@ class Transformer : public Model {
         kernels_(*kernels),
         weights_(std::move(weights)),
         pool_(*pool) {
-    const char* activations = options.activations == ActivationFormat::kInt16  ? "int16"
-                              : options.activations == ActivationFormat::kInt8 ? "int8"
-                                                                               : "f32";
     kernel_configuration_ =
-        absl::StrCat(kernels_.name, "/", activations,
+        absl::StrCat(kernels_.name, "/", NameOf(options.activations),
                      options.kv_format == KvFormat::kF32 ? "/kv-f32" : "/kv-f16");
     const size_t rows = static_cast<size_t>(options.max_rows);
     const size_t width = static_cast<size_t>(config_.embedding_length);
@@ -69,13 +72,12 @@ class Transformer : public Model {
     const int chunks = (config_.vocabulary_size + kSummaryChunk - 1) / kSummaryChunk;
     partials_.resize(static_cast<size_t>(options.max_logit_rows) * static_cast<size_t>(chunks));
 
-    const bool int16 = options.activations != ActivationFormat::kInt8;
     const int inputs = std::max({config_.embedding_length, config_.heads * config_.head_dim});
-    shared_.Allocate(inputs, options.max_rows, int16);
-    ffn_.Allocate(config_.feed_forward_length, options.max_rows, int16);
+    shared_.Allocate(inputs, options.max_rows);
+    ffn_.Allocate(config_.feed_forward_length, options.max_rows);
     shared_views_.assign(static_cast<size_t>(pool_.size()), shared_.view);
     private_.resize(static_cast<size_t>(pool_.size()));
-    for (ActivationBuffer& buffer : private_) buffer.Allocate(inputs, kPrivateRows, int16);
+    for (ActivationBuffer& buffer : private_) buffer.Allocate(inputs, kPrivateRows);
   }
 
   const ModelConfig& config() const override { return config_; }
@@ -94,6 +96,7 @@ class Transformer : public Model {
 
   absl::Status Forward(const StepPlan& plan, KvCache& cache) override {
     RETURN_IF_ERROR(Check(plan, cache));
+    PlaceRows(plan);
     Prepare(plan, cache);
     pool_.Run([&](int thread) { RunThread(plan, cache.shape(), thread); });
     MergeSummaries(static_cast<int>(plan.logit_rows.size()));
@@ -149,6 +152,37 @@ class Transformer : public Model {
     return absl::OkStatus();
   }
 
+  // Whether a row's inputs have 16 bits: by role and absolute position only.
+  bool Wide(TokenRole role, int32_t position) const {
+    switch (options_.activations) {
+      case ActivationFormat::kMixed:
+        return role == TokenRole::kGenerated || position < kWidePositions;
+      case ActivationFormat::kFast:
+        return false;
+      case ActivationFormat::kExact:
+      case ActivationFormat::kF32:
+        break;
+    }
+    return true;
+  }
+
+  // Slots of the step's rows (see Activations): wide ones first, each kind in order of the rows.
+  void PlaceRows(const StepPlan& plan) {
+    slots_ = {};
+    row_of_.clear();
+    narrow_rows_.clear();
+    for (const StepSequence& s : plan.sequences) {
+      for (int32_t row = s.first_row; row < s.first_row + s.rows; ++row) {
+        const bool wide = Wide(plan.roles[static_cast<size_t>(row)],
+                               s.first_position + row - s.first_row);
+        (wide ? row_of_ : narrow_rows_).push_back(row);
+      }
+    }
+    slots_.wide = static_cast<int>(row_of_.size());
+    row_of_.insert(row_of_.end(), narrow_rows_.begin(), narrow_rows_.end());
+    if (!std::is_sorted(row_of_.begin(), row_of_.end())) slots_.row_of = row_of_.data();
+  }
+
   // Per row: position, pages and rotation; per thread: its share of the attention.
   void Prepare(const StepPlan& plan, const KvCache& cache) {
     page_bases_.clear();
@@ -193,12 +227,14 @@ class Transformer : public Model {
 
   // Normalises (or only quantises) rows for the next product: privately when there are few.
   const Activations& Normalise(const float* x, const float* weight, int inputs, int rows,
-                               const int32_t* row_index, InputForms forms, int thread) {
+                               const Slots& slots, InputForms forms, int thread) {
     const bool few = rows <= kPrivateRows;
     // Each thread has its own view; the shared ones point to the same memory.
     Activations& out = few ? private_[static_cast<size_t>(thread)].view
                            : shared_views_[static_cast<size_t>(thread)];
     out.inputs = inputs;
+    out.wide_slots = slots.wide;
+    out.row_of = slots.row_of;
     out.want_quantised = forms.quantised;
     out.want_f32 = forms.f32;
     NormQuantiseArgs args;
@@ -206,7 +242,6 @@ class Transformer : public Model {
     args.stride = static_cast<size_t>(inputs);
     args.weight = weight;
     args.epsilon = config_.rms_epsilon;
-    args.row_index = row_index;
     args.out = &out;
     if (few) {
       kernels_.norm_quantise(args, 0, rows);
@@ -243,7 +278,7 @@ class Transformer : public Model {
       InputForms forms;
       for (const PackedMatrix* w : {&layer.q, &layer.k, &layer.v}) forms.Add(*w, format);
       QkvRopeAppendArgs qkv;
-      qkv.in = &Normalise(x_.data(), layer.attention_norm, width, rows, nullptr, forms, thread);
+      qkv.in = &Normalise(x_.data(), layer.attention_norm, width, rows, slots_, forms, thread);
       qkv.wq = &layer.q;
       qkv.wk = &layer.k;
       qkv.wv = &layer.v;
@@ -271,7 +306,7 @@ class Transformer : public Model {
       forms = {};
       forms.Add(layer.o, format);
       ProjectResidualArgs project;
-      project.in = &Normalise(attention_.data(), nullptr, q_width, rows, nullptr, forms, thread);
+      project.in = &Normalise(attention_.data(), nullptr, q_width, rows, slots_, forms, thread);
       project.w = &layer.o;
       project.rows = rows;
       project.x = x_.data();
@@ -281,7 +316,7 @@ class Transformer : public Model {
       forms = {};
       for (const PackedMatrix* w : {&layer.gate, &layer.up}) forms.Add(*w, format);
       GateUpSwigluArgs swiglu;
-      swiglu.in = &Normalise(x_.data(), layer.ffn_norm, width, rows, nullptr, forms, thread);
+      swiglu.in = &Normalise(x_.data(), layer.ffn_norm, width, rows, slots_, forms, thread);
       swiglu.gate = &layer.gate;
       swiglu.up = &layer.up;
       swiglu.rows = rows;
@@ -289,6 +324,8 @@ class Transformer : public Model {
       forms.Add(layer.down, format);
       Activations ffn = ffn_.view;  // pointers into the shared buffer
       ffn.inputs = config_.feed_forward_length;
+      ffn.wide_slots = slots_.wide;
+      ffn.row_of = slots_.row_of;
       ffn.want_quantised = forms.quantised;
       ffn.want_f32 = forms.f32;
       swiglu.out = &ffn;
@@ -305,8 +342,10 @@ class Transformer : public Model {
     InputForms forms;
     forms.Add(weights_->head, format);
     HeadArgs head;
-    head.in = &Normalise(x_.data(), weights_->output_norm, width, wanted, plan.logit_rows.data(),
-                         forms, thread);
+    // The head's inputs are wide whatever the row's: few rows ask for logits.
+    const bool wide_head = options_.activations != ActivationFormat::kFast;
+    head.in = &Normalise(x_.data(), weights_->output_norm, width, wanted,
+                         {wide_head ? wanted : 0, plan.logit_rows.data()}, forms, thread);
     head.w = &weights_->head;
     head.rows = wanted;
     head.logits = logits_.data();
@@ -370,6 +409,8 @@ class Transformer : public Model {
   std::vector<double> rope_frequencies_;  // [rope_dim / 2], radians per position
 
   // Scratch of a step.
+  Slots slots_;
+  std::vector<int32_t> row_of_, narrow_rows_;
   std::vector<float> x_, q_, attention_;
   std::vector<float> cosine_, sine_;
   std::vector<std::byte*> page_bases_;

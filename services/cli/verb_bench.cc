@@ -80,7 +80,8 @@ class BenchVerb : public Verb {
         .Int("threads", &threads_, 0, 1024, "0: one per core")
         .Choice("kernels", &kernels_, {"", "reference", "avx2", "avx512vnni"},
                 "instruction set; empty: the best of this machine")
-        .Choice("activations", &activations_, {"int16", "int8", "f32"}, "format of activations");
+        .Choice("activations", &activations_, {"mixed", "exact", "fast", "f32"},
+                "format of activations");
   }
 
   absl::StatusOr<int> Run() override {
@@ -93,9 +94,7 @@ class BenchVerb : public Verb {
     options.model_path = file.path;
     options.threads = threads;
     options.kernels = kernels_;
-    options.activations = activations_ == "int8"  ? ActivationFormat::kInt8
-                          : activations_ == "f32" ? ActivationFormat::kF32
-                                                  : ActivationFormat::kInt16;
+    options.activations = ActivationFormatOf(activations_);
     for (const Case& one : cases) {
       options.max_running = std::max(options.max_running, one.streams);
     }
@@ -241,7 +240,7 @@ class BenchVerb : public Verb {
   std::vector<std::string> batches_ = {"8"};
   std::vector<std::string> depths_ = {"1024", "4096"};
   std::string kernels_;
-  std::string activations_ = "int16";
+  std::string activations_ = "mixed";
   uint64_t random_ = 42;
   int64_t requests_ = 0;
   std::unique_ptr<Engine> engine_;

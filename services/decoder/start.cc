@@ -64,8 +64,8 @@ void DeclareDecoderOptions(OptionSet& set, DecoderConfig* config) {
       .Int("threads", &engine.threads, 0, 1024, "Threads of a step; 0: one per core.")
       .Choice("kernels", &engine.kernels, {"", "reference", "avx2", "avx512vnni"},
               "Instruction-set tier; empty: the best of this machine.")
-      .Choice("activations", &config->activations, {"int16", "int8", "f32"},
-              "Format of activations; f32 is the ruler's arithmetic, and slow.")
+      .Choice("activations", &config->activations, {"mixed", "exact", "fast", "f32"},
+              "Arithmetic: mixed (16 bits, long prompts 8), exact (16), fast (8); f32: the ruler's.")
       .Choice("kv_format", &config->kv_format, {"f16", "f32"}, "Format of the KV cache.")
       .Int("context_length", &engine.context_length, 0, 1 << 24,
            "Tokens of prompt and answer; 0: the model's own.")
@@ -93,9 +93,7 @@ std::string DefaultModelPath() {
 absl::StatusOr<std::unique_ptr<RunningService>> StartDecoder(const DecoderConfig& config) {
   EngineOptions options = config.engine;
   if (options.model_path.empty()) options.model_path = DefaultModelPath();
-  options.activations = config.activations == "int8"  ? ActivationFormat::kInt8
-                        : config.activations == "f32" ? ActivationFormat::kF32
-                                                      : ActivationFormat::kInt16;
+  options.activations = ActivationFormatOf(config.activations);
   options.kv_format = config.kv_format == "f32" ? KvFormat::kF32 : KvFormat::kF16;
   auto decoder = std::make_unique<RunningDecoder>();
   RETURN_IF_ERROR(decoder->Start(config, options));

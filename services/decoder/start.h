@@ -16,7 +16,7 @@ struct DecoderConfig {
 
   ServerOptions server;
   EngineOptions engine;
-  std::string activations = "int16";  // int16 | int8 | f32
+  std::string activations = "mixed";  // mixed | exact | fast | f32
   std::string kv_format = "f16";      // f16 | f32
 };
 

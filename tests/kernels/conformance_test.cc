@@ -28,7 +28,8 @@ std::vector<float> RandomFloats(size_t n, std::mt19937& random, float scale = 1.
 // Quantised and float32 forms of x[rows][inputs], made by the reference.
 struct Input {
   Input(const std::vector<float>& x, int inputs, int rows, bool int16) {
-    buffer.Allocate(inputs, rows, int16);
+    buffer.Allocate(inputs, rows);
+    buffer.view.wide_slots = int16 ? rows : 0;
     buffer.view.inputs = inputs;
     buffer.view.want_quantised = true;
     buffer.view.want_f32 = true;
@@ -59,7 +60,8 @@ TEST_P(KernelConformance, NormQuantiseMatchesReference) {
         const std::vector<float> weight = RandomFloats(static_cast<size_t>(inputs), random_);
         ActivationBuffer got, want;
         for (ActivationBuffer* buffer : {&got, &want}) {
-          buffer->Allocate(inputs, rows, int16);
+          buffer->Allocate(inputs, rows);
+          buffer->view.wide_slots = int16 ? rows : 0;
           buffer->view.inputs = inputs;
           buffer->view.want_quantised = buffer->view.want_f32 = true;
           NormQuantiseArgs args;
@@ -74,12 +76,10 @@ TEST_P(KernelConformance, NormQuantiseMatchesReference) {
         const Activations& b = want.view;
         for (int block = 0; block < inputs / 32; ++block) {
           for (int row = 0; row < rows; ++row) {
-            const size_t at = static_cast<size_t>(block) * a.row_stride + static_cast<size_t>(row);
+            const size_t at = a.At(block, row);
             ASSERT_NEAR(a.scale[at], b.scale[at], 2e-6f * b.scale[at]);
-            const int8_t* p = a.codes + static_cast<size_t>(block) * a.code_stride +
-                              static_cast<size_t>(row * a.BytesPerRow());
-            const int8_t* q = b.codes + static_cast<size_t>(block) * b.code_stride +
-                              static_cast<size_t>(row * b.BytesPerRow());
+            const int8_t* p = a.Codes(block, row);
+            const int8_t* q = b.Codes(block, row);
             int sum = 0;
             int half = 0;
             for (int i = 0; i < 32; ++i) {
@@ -110,16 +110,17 @@ TEST_P(KernelConformance, NormOfAWidthThatFillsNoBlock) {
   const std::vector<float> x = RandomFloats(static_cast<size_t>(2 * inputs), random_);
   const std::vector<float> weight(static_cast<size_t>(inputs), 1.0f);
   ActivationBuffer buffer;
-  buffer.Allocate(inputs, 2, true);
+  buffer.Allocate(inputs, 2);
+  buffer.view.wide_slots = 2;
   buffer.view.inputs = inputs;
   buffer.view.want_f32 = true;
   const int32_t rows[] = {1, 0};
+  buffer.view.row_of = rows;
   NormQuantiseArgs args;
   args.x = x.data();
   args.stride = static_cast<size_t>(inputs);
   args.weight = weight.data();
   args.epsilon = 1e-5f;
-  args.row_index = rows;
   args.out = &buffer.view;
   kernels().norm_quantise(args, 0, 2);
   for (int row = 0; row < 2; ++row) {
@@ -147,7 +148,8 @@ TEST_P(KernelConformance, ABlockWithAValueThatIsNotFiniteMakesTheProductNaN) {
         std::vector<float> x = RandomFloats(static_cast<size_t>(rows * inputs), random_);
         x[static_cast<size_t>(inputs + 32 + lane)] = bad;  // the middle row, the middle block
         ActivationBuffer buffer;
-        buffer.Allocate(inputs, rows, int16);
+        buffer.Allocate(inputs, rows);
+        buffer.view.wide_slots = int16 ? rows : 0;
         buffer.view.inputs = inputs;
         buffer.view.want_quantised = true;
         NormQuantiseArgs args;
@@ -157,16 +159,14 @@ TEST_P(KernelConformance, ABlockWithAValueThatIsNotFiniteMakesTheProductNaN) {
         kernels().norm_quantise(args, 0, rows);
         for (int block = 0; block < 3; ++block) {
           for (int row = 0; row < rows; ++row) {
-            const size_t at =
-                static_cast<size_t>(block) * buffer.view.row_stride + static_cast<size_t>(row);
+            const size_t at = buffer.view.At(block, row);
             ASSERT_EQ(std::isnan(buffer.view.scale[at]), block == 1 && row == 1) << bad;
             if (block != 1 || row != 1) continue;
             ASSERT_TRUE(std::isnan(buffer.view.scaled_sum[at]));
             ASSERT_EQ(buffer.view.sum[at], 0);
             ASSERT_EQ(buffer.view.half_sum[at], 0);
-            const int8_t* codes = buffer.view.codes + buffer.view.code_stride +
-                                  static_cast<size_t>(buffer.view.BytesPerRow());
-            for (int i = 0; i < buffer.view.BytesPerRow(); ++i) ASSERT_EQ(codes[i], 0);
+            const int8_t* codes = buffer.view.Codes(1, 1);
+            for (int i = 0; i < (int16 ? 64 : 32); ++i) ASSERT_EQ(codes[i], 0);
           }
         }
         std::vector<float> out(static_cast<size_t>(rows * 32));
@@ -184,7 +184,8 @@ TEST_P(KernelConformance, ABlockWithAValueThatIsNotFiniteMakesTheProductNaN) {
 TEST_P(KernelConformance, ABlockOfTheTiniestValuesIsZero) {
   const std::vector<float> x(32, 1e-42f);
   ActivationBuffer buffer;
-  buffer.Allocate(32, 1, true);
+  buffer.Allocate(32, 1);
+  buffer.view.wide_slots = 1;
   buffer.view.inputs = 32;
   buffer.view.want_quantised = true;
   NormQuantiseArgs args;
@@ -204,7 +205,8 @@ TEST_P(KernelConformance, SwigluOfAValueThatIsNotFiniteIsNotFinite) {
   x[5] = std::numeric_limits<float>::quiet_NaN();
   Input input(x, 32, 1, true);
   ActivationBuffer buffer;
-  buffer.Allocate(32, 1, true);
+  buffer.Allocate(32, 1);
+  buffer.view.wide_slots = 1;
   buffer.view.inputs = 32;
   buffer.view.want_f32 = buffer.view.want_quantised = true;
   const GateUpSwigluArgs args{&gate.packed, &up.packed, &input.buffer.view, 1, &buffer.view};
@@ -339,7 +341,8 @@ TEST_P(KernelConformance, GateUpSwigluMatchesReference) {
       Input input(x, inputs, rows, true);
       ActivationBuffer got, want;
       for (ActivationBuffer* buffer : {&got, &want}) {
-        buffer->Allocate(outputs, rows, true);
+        buffer->Allocate(outputs, rows);
+        buffer->view.wide_slots = rows;
         buffer->view.inputs = outputs;
         buffer->view.want_f32 = buffer->view.want_quantised = true;
         const GateUpSwigluArgs args{&gate.packed, &up.packed, &input.buffer.view, rows,
@@ -352,8 +355,7 @@ TEST_P(KernelConformance, GateUpSwigluMatchesReference) {
       }
       for (int block = 0; block < outputs / 32; ++block) {
         for (int row = 0; row < rows; ++row) {
-          const size_t at =
-              static_cast<size_t>(block) * got.view.row_stride + static_cast<size_t>(row);
+          const size_t at = got.view.At(block, row);
           ASSERT_NEAR(got.view.scale[at], want.view.scale[at], 1e-4f * want.view.scale[at] + 1e-9f);
         }
       }

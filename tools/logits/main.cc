@@ -119,9 +119,8 @@ absl::Status WriteLogits(const LogitsOptions& options) {
 }
 
 int Main(int argc, char** argv) {
-  const std::map<std::string, ActivationFormat> activations = {{"int16", ActivationFormat::kInt16},
-                                                               {"int8", ActivationFormat::kInt8},
-                                                               {"f32", ActivationFormat::kF32}};
+  std::map<std::string, ActivationFormat> activations;
+  for (const auto& known : kActivationFormats) activations[known.name] = known.format;
   const std::map<std::string, KvFormat> kv_formats = {{"f16", KvFormat::kF16},
                                                       {"f32", KvFormat::kF32}};
   LogitsOptions options;
@@ -129,7 +128,7 @@ int Main(int argc, char** argv) {
   app.add_option("model", options.model_path, "GGUF file")->required();
   app.add_option("--kernels", options.model.kernels,
                  "reference, avx2, avx512vnni; none: the best of this machine");
-  app.add_option("--activations", options.model.activations, "int16, int8, f32")
+  app.add_option("--activations", options.model.activations, "mixed, exact, fast, f32")
       ->transform(CLI::CheckedTransformer(activations));
   app.add_option("--kv", options.model.kv_format, "f16, f32")
       ->transform(CLI::CheckedTransformer(kv_formats));

@@ -98,7 +98,7 @@ struct Receipt {
   std::string template_digest;  // of the chat template; empty for raw prompts
   std::string adapter_digest;   // empty: the base alone
   std::string kernel_digest;
-  std::string kernel_configuration;  // e.g. "avx512vnni/int16/kv-f16"
+  std::string kernel_configuration;  // e.g. "avx512vnni/mixed/kv-f16"
   uint64_t seed = 0;
 };
 

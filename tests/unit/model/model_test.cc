@@ -107,7 +107,8 @@ using Invariance = EveryTier;
 
 TEST_P(Invariance, SameBitsInAnyChunkBatchAndThreadCount) {
   for (const GgmlType type : {GgmlType::kQ4_1, GgmlType::kQ8_0, GgmlType::kF16}) {
-    for (const ActivationFormat format : {ActivationFormat::kInt16, ActivationFormat::kInt8}) {
+    for (const ActivationFormat format :
+         {ActivationFormat::kMixed, ActivationFormat::kExact, ActivationFormat::kFast}) {
       TinyModelOptions tiny;
       tiny.type = type;
       tiny.context_length = 512;
