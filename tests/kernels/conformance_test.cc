@@ -314,7 +314,8 @@ TEST_P(KernelConformance, GateUpSwigluMatchesReferenceForEveryType) {
       Input input(RandomFloats(static_cast<size_t>(rows * inputs), random_), inputs, rows, int16);
       ActivationBuffer got, want;
       for (ActivationBuffer* buffer : {&got, &want}) {
-        buffer->Allocate(outputs, rows, int16);
+        buffer->Allocate(outputs, rows);
+        buffer->view.wide_slots = int16 ? rows : 0;
         buffer->view.inputs = outputs;
         buffer->view.want_f32 = buffer->view.want_quantised = true;
         const GateUpSwigluArgs args{&gate.packed, &up.packed, &input.buffer.view, rows,

@@ -181,7 +181,7 @@ TEST_P(NotFinite, NumbersReachTheSummary) {
   };
   for (const auto& [name, bytes] : broken) {
     for (const ActivationFormat format :
-         {ActivationFormat::kInt16, ActivationFormat::kInt8, ActivationFormat::kF32}) {
+         {ActivationFormat::kMixed, ActivationFormat::kFast, ActivationFormat::kF32}) {
       ModelOptions options;
       options.kernels = GetParam()->name;
       options.activations = format;
