@@ -111,6 +111,21 @@ __attribute__((always_inline)) inline __m512i Broadcast(const int8_t* p) {
   return _mm512_set1_epi32(four);
 }
 
+// Adds kTiles tiles of two halves of a record times one plane of U activation rows, kBytes apart.
+template <int kTiles, int U, int kBytes>
+__attribute__((always_inline)) inline void AddDots(const __m512i* low, const __m512i* high,
+                                                   const int8_t* x, __m512i* p, __m512i* q) {
+#pragma GCC unroll 8
+  for (int t = 0; t < kTiles; ++t) {
+#pragma GCC unroll 8
+    for (int u = 0; u < U; ++u) {
+      const __m512i v = Broadcast(x + u * kBytes + t * 4);
+      p[u] = _mm512_dpbusd_epi32(p[u], low[t], v);
+      q[u] = _mm512_dpbusd_epi32(q[u], high[t], v);
+    }
+  }
+}
+
 // U activation rows against one record; sums in `low` and `high` (rows 0-15 and 16-31).
 template <class Fmt, bool kMinimum, bool kInt16, int kGroup, int U>
 __attribute__((always_inline)) inline void Step(const typename Fmt::Record& w, const Activations& a,
@@ -125,30 +140,24 @@ __attribute__((always_inline)) inline void Step(const typename Fmt::Record& w, c
     __m512i q[U];
 #pragma GCC unroll 8
     for (int u = 0; u < U; ++u) p[u] = q[u] = _mm512_setzero_si512();
-#pragma GCC unroll 8
-    for (int t = g * kTiles; t < (g + 1) * kTiles; ++t) {
-#pragma GCC unroll 8
-      for (int u = 0; u < U; ++u) {
-        const __m512i v = Broadcast(x + u * kBytes + t * 4);
-        p[u] = _mm512_dpbusd_epi32(p[u], w.low[t], v);
-        q[u] = _mm512_dpbusd_epi32(q[u], w.high[t], v);
-      }
-    }
-    if constexpr (kInt16) {
+    AddDots<kTiles, U, kBytes>(w.low + g * kTiles, w.high + g * kTiles, x + g * kGroup, p, q);
+    if constexpr (kInt16 && U == 1) {
+      // Sums of their own for the low bytes: one chain a half would wait for the latency of its
+      // products (5 cycles a tile) instead of for memory.
+      __m512i fine_p[1] = {_mm512_setzero_si512()};
+      __m512i fine_q[1] = {_mm512_setzero_si512()};
+      AddDots<kTiles, 1, kBytes>(w.low + g * kTiles, w.high + g * kTiles, x + 32 + g * kGroup,
+                                 fine_p, fine_q);
+      p[0] = _mm512_add_epi32(_mm512_slli_epi32(p[0], 8), fine_p[0]);
+      q[0] = _mm512_add_epi32(_mm512_slli_epi32(q[0], 8), fine_q[0]);
+    } else if constexpr (kInt16) {
 #pragma GCC unroll 8
       for (int u = 0; u < U; ++u) {
         p[u] = _mm512_slli_epi32(p[u], 8);
         q[u] = _mm512_slli_epi32(q[u], 8);
       }
-#pragma GCC unroll 8
-      for (int t = g * kTiles; t < (g + 1) * kTiles; ++t) {
-#pragma GCC unroll 8
-        for (int u = 0; u < U; ++u) {
-          const __m512i v = Broadcast(x + u * kBytes + 32 + t * 4);
-          p[u] = _mm512_dpbusd_epi32(p[u], w.low[t], v);
-          q[u] = _mm512_dpbusd_epi32(q[u], w.high[t], v);
-        }
-      }
+      AddDots<kTiles, U, kBytes>(w.low + g * kTiles, w.high + g * kTiles, x + 32 + g * kGroup, p,
+                                 q);
     }
 #pragma GCC unroll 8
     for (int u = 0; u < U; ++u) {
@@ -217,17 +226,24 @@ struct Matmul {
                                                                  int zero, float* tile) {
     __m512 low[U];
     __m512 high[U];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int u = 0; u < U; ++u) {
       low[u] = _mm512_load_ps(tile + u * 32);
       high[u] = _mm512_load_ps(tile + u * 32 + 16);
     }
     Step<Fmt, kMinimum, kInt16, kGroup, U>(record, a, code_at, slot_at, zero, low, high);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int u = 0; u < U; ++u) {
       _mm512_store_ps(tile + u * 32, low[u]);
       _mm512_store_ps(tile + u * 32 + 16, high[u]);
     }
+  }
+
+  // Rows at once: five have ten chains of products, as many as their latency of 5 cycles and two a
+  // cycle need, and still fit the registers beside a record. None is left alone at the end.
+  static constexpr int kMostTogether = 5;
+  static int Together(int rows) {
+    return rows >= 9 || rows == 5 ? 5 : rows == 6 ? 3 : rows >= 7 ? 4 : rows;
   }
 
   // Many rows: a record's weights stay in registers, sums in L1.
@@ -237,36 +253,38 @@ struct Matmul {
     const int blocks = w.inputs / kBlockInputs;
     const int zero = w.format.zero;
     __builtin_memset(tile, 0, static_cast<size_t>(n) * 128);
-    const int groups = (n + 3) / 4;
-    const int lines = (static_cast<int>(Fmt::kRecord / 64) + groups - 1) / groups;
+    const int lines = static_cast<int>(Fmt::kRecord / 64) * kMostTogether / n + 1;
     size_t code_at = a.CodeOffset(slot);
     size_t slot_at = static_cast<size_t>(slot);
     for (int b = 0; b < blocks; ++b, p += Fmt::kRecord) {
       const typename Fmt::Record record(p);
       const uint8_t* ahead = p + kPrefetchBytes;
       const uint8_t* ahead_end = ahead + Fmt::kRecord;
-      int c = 0;
-      for (; c + 4 <= n; c += 4) {
+      for (int c = 0; c < n;) {
         for (int i = 0; i < lines && ahead < ahead_end; ++i, ahead += 64) {
           _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T1);
         }
-        StepInMemory<4>(record, a, code_at + static_cast<size_t>(c) * kBytes,
-                        slot_at + static_cast<size_t>(c), zero, tile + c * 32);
-      }
-      const size_t code = code_at + static_cast<size_t>(c) * kBytes;
-      const size_t at = slot_at + static_cast<size_t>(c);
-      switch (n - c) {
-        case 1:
-          StepInMemory<1>(record, a, code, at, zero, tile + c * 32);
-          break;
-        case 2:
-          StepInMemory<2>(record, a, code, at, zero, tile + c * 32);
-          break;
-        case 3:
-          StepInMemory<3>(record, a, code, at, zero, tile + c * 32);
-          break;
-        default:
-          break;
+        const size_t code = code_at + static_cast<size_t>(c) * kBytes;
+        const size_t at = slot_at + static_cast<size_t>(c);
+        const int together = Together(n - c);
+        switch (together) {
+          case 1:
+            StepInMemory<1>(record, a, code, at, zero, tile + c * 32);
+            break;
+          case 2:
+            StepInMemory<2>(record, a, code, at, zero, tile + c * 32);
+            break;
+          case 3:
+            StepInMemory<3>(record, a, code, at, zero, tile + c * 32);
+            break;
+          case 4:
+            StepInMemory<4>(record, a, code, at, zero, tile + c * 32);
+            break;
+          default:
+            StepInMemory<5>(record, a, code, at, zero, tile + c * 32);
+            break;
+        }
+        c += together;
       }
       code_at += a.code_stride;
       slot_at += a.slot_stride;
