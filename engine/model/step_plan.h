@@ -9,9 +9,6 @@
 
 namespace cogumi {
 
-// Arithmetic may depend on a token's role and absolute position, never on the batch it is in.
-enum class TokenRole : uint8_t { kPrompt, kGenerated };
-
 // A sequence contributes rows [first_row, first_row + rows) at consecutive positions. Its pages
 // already have room for them. Any of its rows may ask for logits.
 struct StepSequence {

@@ -73,6 +73,10 @@ absl::StatusOr<std::unique_ptr<Sequence>> Scheduler::Prepare(
                                                      options_.vocabulary - 1, "]"));
     }
   }
+  if (!request.roles.empty() && request.roles.size() != request.tokens.size()) {
+    return absl::InvalidArgumentError(absl::StrCat("roles: ", request.roles.size(), " roles of ",
+                                                   request.tokens.size(), " tokens"));
+  }
   std::sort(request.sampling.stop_token_ids.begin(), request.sampling.stop_token_ids.end());
   const int32_t left = options_.context_length - static_cast<int32_t>(request.tokens.size());
   const int32_t max_tokens = request.sampling.max_tokens.value_or(left);
@@ -246,8 +250,7 @@ void Scheduler::AddRows(Sequence& sequence, int32_t rows, int32_t logits) {
   const int32_t first_position = sequence.kv.length - rows;
   for (int32_t position = first_position; position < sequence.kv.length; ++position) {
     plan_.tokens.push_back(sequence.tokens[static_cast<size_t>(position)]);
-    plan_.roles.push_back(position < sequence.prompt_length ? TokenRole::kPrompt
-                                                            : TokenRole::kGenerated);
+    plan_.roles.push_back(sequence.roles[static_cast<size_t>(position)]);
   }
   plan_.sequences.push_back({&sequence.kv.pages, first_row, rows, first_position});
   sequence.first_logit = static_cast<int32_t>(plan_.logit_rows.size());
@@ -329,7 +332,7 @@ void Scheduler::CommitSequence(Sequence& sequence, double now) {
 
 void Scheduler::CommitToken(Sequence& sequence, TokenInfo info, double now) {
   const TokenId id = info.id;
-  sequence.tokens.push_back(id);
+  sequence.Append(id);
   sequence.sampler.Accept(id);
   ++stats_.generated_tokens;
   if (!sequence.first_token.has_value()) sequence.first_token = now;

@@ -22,10 +22,13 @@ struct Sequence {
       : request(std::move(from)),
         sink(std::move(to)),
         tokens(std::move(request.tokens)),
+        roles(std::move(request.roles)),
         prompt_length(static_cast<int32_t>(tokens.size())),
         max_tokens(token_limit),
         sampler(request.sampling, seed, tokens, vocabulary),
-        answer(request.sampling.stop) {}
+        answer(request.sampling.stop) {
+    roles.resize(tokens.size(), TokenRole::kPrompt);  // when none were given
+  }
 
   int32_t Length() const { return static_cast<int32_t>(tokens.size()); }
   int32_t Generated() const { return Length() - prompt_length; }
@@ -37,11 +40,17 @@ struct Sequence {
     return request.score && completion.prompt_logprobs.size() + 1 == tokens.size();
   }
 
-  GenerationRequest request;  // its tokens have moved to `tokens`
+  void Append(TokenId id) {
+    tokens.push_back(id);
+    roles.push_back(TokenRole::kGenerated);
+  }
+
+  GenerationRequest request;  // its tokens and roles have moved to the vectors below
   std::shared_ptr<ResponseSink> sink;
   RequestHandle handle = 0;  // grows with arrival
 
-  std::vector<TokenId> tokens;  // prompt, then answer
+  std::vector<TokenId> tokens;   // prompt, then answer
+  std::vector<TokenRole> roles;  // as many
   const int32_t prompt_length;
   const int32_t max_tokens;
   KvSequence kv;

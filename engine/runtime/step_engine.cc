@@ -144,12 +144,15 @@ absl::StatusOr<TokenizedPrompt> StepEngine::Tokenize(const Prompt& prompt) const
   if (const auto* tokens = std::get_if<std::vector<TokenId>>(&prompt)) {
     for (size_t i = 0; i < tokens->size(); ++i) RETURN_IF_ERROR(CheckToken(i, (*tokens)[i]));
     result.tokens = *tokens;
+    result.roles.assign(result.tokens.size(), TokenRole::kPrompt);
     return result;
   }
   if (const auto* messages = std::get_if<std::vector<Message>>(&prompt)) {
-    ASSIGN_OR_RETURN(Tokenizer::Encoded encoded, chat_template_->Render(*messages, *tokenizer_));
-    result.tokens = std::move(encoded.ids);
-    result.dropped_bytes = encoded.dropped_bytes;
+    ASSIGN_OR_RETURN(ChatTemplate::Rendered rendered,
+                     chat_template_->Render(*messages, *tokenizer_));
+    result.tokens = std::move(rendered.ids);
+    result.roles = std::move(rendered.roles);
+    result.dropped_bytes = rendered.dropped_bytes;
     result.template_digest = chat_template_->digest();
     return result;
   }
@@ -160,6 +163,7 @@ absl::StatusOr<TokenizedPrompt> StepEngine::Tokenize(const Prompt& prompt) const
   const bool has_bos = !encoded.ids.empty() && encoded.ids.front() == bos;
   if (tokenizer_->add_bos() && bos >= 0 && !has_bos) result.tokens.push_back(bos);
   result.tokens.insert(result.tokens.end(), encoded.ids.begin(), encoded.ids.end());
+  result.roles.assign(result.tokens.size(), TokenRole::kPrompt);
   return result;
 }
 

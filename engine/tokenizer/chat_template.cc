@@ -47,8 +47,8 @@ std::string_view Trimmed(std::string_view text) {
   return text.substr(first, text.find_last_not_of(kWhiteSpace) - first + 1);
 }
 
-// Puts together control tokens and plain text. Text between two control tokens is encoded as one
-// piece, as it is when the rendered template is tokenised whole.
+// Puts together control tokens and plain text. Text of one role between two control tokens is
+// encoded as one piece, as it is when the rendered template is tokenised whole.
 class Writer {
  public:
   Writer(const Tokenizer& tokenizer, std::string_view template_name)
@@ -60,36 +60,48 @@ class Writer {
       return absl::FailedPreconditionError(
           Cat("chat template ", template_name_, ": the model has no control token ", name));
     }
-    Flush();
-    out_.ids.push_back(id);
+    Flush(TokenRole::kPrompt);
+    Add(id, TokenRole::kPrompt);
     return absl::OkStatus();
   }
 
   // Nothing for a model without that token.
   void BeginningOfSequence() {
-    if (tokenizer_.bos() >= 0) out_.ids.push_back(tokenizer_.bos());
+    if (tokenizer_.bos() >= 0) Add(tokenizer_.bos(), TokenRole::kPrompt);
   }
 
   void Text(std::string_view text) { pending_.append(text); }
 
-  Tokenizer::Encoded Finish() {
-    Flush();
+  // Generation began at the end of a header, so nothing may merge across it.
+  void Answer(std::string_view text) {
+    Flush(TokenRole::kPrompt);
+    Text(text);
+    Flush(TokenRole::kGenerated);
+  }
+
+  ChatTemplate::Rendered Finish() {
+    Flush(TokenRole::kPrompt);
     return std::move(out_);
   }
 
  private:
-  void Flush() {
+  void Flush(TokenRole role) {
     if (pending_.empty()) return;
     const Tokenizer::Encoded encoded = tokenizer_.Encode(pending_, false);
-    out_.ids.insert(out_.ids.end(), encoded.ids.begin(), encoded.ids.end());
+    for (const TokenId id : encoded.ids) Add(id, role);
     out_.dropped_bytes += encoded.dropped_bytes;
     pending_.clear();
+  }
+
+  void Add(TokenId id, TokenRole role) {
+    out_.ids.push_back(id);
+    out_.roles.push_back(role);
   }
 
   const Tokenizer& tokenizer_;
   std::string_view template_name_;
   std::string pending_;
-  Tokenizer::Encoded out_;
+  ChatTemplate::Rendered out_;
 };
 
 absl::Status CheckMessages(const std::vector<Message>& messages) {
@@ -113,8 +125,8 @@ class KnownTemplate : public ChatTemplate {
   KnownTemplate(TemplateFingerprint fingerprint, std::string digest)
       : fingerprint_(std::move(fingerprint)), digest_(std::move(digest)) {}
 
-  absl::StatusOr<Tokenizer::Encoded> Render(const std::vector<Message>& messages,
-                                            const Tokenizer& tokenizer) const override {
+  absl::StatusOr<Rendered> Render(const std::vector<Message>& messages,
+                                  const Tokenizer& tokenizer) const override {
     RETURN_IF_ERROR(CheckMessages(messages));
     Writer writer(tokenizer, name());
     if (fingerprint_.bos) writer.BeginningOfSequence();
@@ -155,7 +167,11 @@ class KnownTemplate : public ChatTemplate {
   absl::Status Put(MessageRole role, std::string_view content, Writer* writer) const {
     RETURN_IF_ERROR(Header(role, writer));
     if (role == MessageRole::kSystem) writer->Text(fingerprint_.system_preamble);
-    writer->Text(content);
+    if (role == MessageRole::kAssistant) {
+      writer->Answer(content);
+    } else {
+      writer->Text(content);
+    }
     if (fingerprint_.family == TemplateFamily::kLlama3) return writer->Marker("<|eot_id|>");
     RETURN_IF_ERROR(writer->Marker("<|im_end|>"));
     writer->Text("\n");
@@ -171,8 +187,8 @@ class UnknownTemplate : public ChatTemplate {
   UnknownTemplate(std::string reason, std::string digest)
       : reason_(std::move(reason)), digest_(std::move(digest)) {}
 
-  absl::StatusOr<Tokenizer::Encoded> Render(const std::vector<Message>& /*messages*/,
-                                            const Tokenizer& /*tokenizer*/) const override {
+  absl::StatusOr<Rendered> Render(const std::vector<Message>& /*messages*/,
+                                  const Tokenizer& /*tokenizer*/) const override {
     return absl::FailedPreconditionError(
         Cat(reason_,
             "; choose one with --chat-template chatml or --chat-template llama3, or send "

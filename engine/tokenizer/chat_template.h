@@ -23,11 +23,18 @@ class ChatTemplate {
                                                               const std::string& override_name);
   virtual ~ChatTemplate() = default;
 
+  struct Rendered {
+    std::vector<TokenId> ids;
+    std::vector<TokenRole> roles;  // as many; kGenerated in the contents of assistant's messages
+    int32_t dropped_bytes = 0;     // bytes without a token in the vocabulary
+  };
+
   // Tokens of the conversation, ending where the assistant's answer begins. Markers are control
   // tokens; contents are plain text. With no system message first, the template's own default
-  // one is put there. Errors: INVALID_ARGUMENT (no messages, order, naming the index).
-  virtual absl::StatusOr<Tokenizer::Encoded> Render(const std::vector<Message>& messages,
-                                                    const Tokenizer& tokenizer) const = 0;
+  // one is put there. An assistant's content is tokenised on its own, as the answer that it was.
+  // Errors: INVALID_ARGUMENT (no messages, order, naming the index).
+  virtual absl::StatusOr<Rendered> Render(const std::vector<Message>& messages,
+                                          const Tokenizer& tokenizer) const = 0;
   virtual std::string_view name() const = 0;
   // SHA-256 of the template text, lower-case hex; of the override's name when the file's own text
   // is not of that family; empty without either.

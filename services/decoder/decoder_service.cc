@@ -81,6 +81,7 @@ GenerationRequest RequestOf(const RequestContext& context, TokenizedPrompt promp
   request.tenant = context.tenant;
   request.deadline = context.deadline;
   request.tokens = std::move(prompt.tokens);
+  request.roles = std::move(prompt.roles);
   request.template_digest = std::move(prompt.template_digest);
   return request;
 }

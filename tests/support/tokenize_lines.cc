@@ -36,7 +36,9 @@ absl::Status Run(const std::string& path, std::string_view mode) {
   while (ReadRecord(&record)) {
     cogumi::Tokenizer::Encoded encoded;
     if (mode == "chat") {
-      ASSIGN_OR_RETURN(encoded, chat->Render({{cogumi::MessageRole::kUser, record}}, *tokenizer));
+      ASSIGN_OR_RETURN(cogumi::ChatTemplate::Rendered rendered,
+                       chat->Render({{cogumi::MessageRole::kUser, record}}, *tokenizer));
+      encoded = {std::move(rendered.ids), rendered.dropped_bytes};
     } else {
       encoded = tokenizer->Encode(record, mode == "special");
     }

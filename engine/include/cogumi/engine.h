@@ -31,9 +31,10 @@ struct GenerationRequest {
   std::string tenant;
   int32_t priority = 0;         // -100..100, higher first
   double deadline = 0;          // Clock::Now() seconds; 0: none
-  std::vector<TokenId> tokens;  // the prompt, 1..context-1 tokens
-  std::string template_digest;  // goes into the receipt
-  std::string adapter;          // digest of a loaded adapter; empty: the base alone
+  std::vector<TokenId> tokens;   // the prompt, 1..context-1 tokens
+  std::vector<TokenRole> roles;  // of the tokens, as Tokenize gives them; empty: all kPrompt
+  std::string template_digest;   // goes into the receipt
+  std::string adapter;           // digest of a loaded adapter; empty: the base alone
   SamplingParams sampling;
   bool score = false;  // only log-probabilities of the prompt; nothing is generated
 };
@@ -63,6 +64,9 @@ struct EngineStats {
 
 struct TokenizedPrompt {
   std::vector<TokenId> tokens;
+  // As many as tokens: kGenerated in the assistant's messages of a conversation, so that they are
+  // computed as they were when the model said them.
+  std::vector<TokenRole> roles;
   int32_t dropped_bytes = 0;    // bytes the vocabulary cannot encode
   std::string template_digest;  // of chat prompts
 };

@@ -12,6 +12,10 @@ namespace cogumi {
 
 using TokenId = int32_t;
 
+// Whether a token was given or said by the model. Arithmetic may depend on it and on the absolute
+// position, never on what is computed beside it.
+enum class TokenRole : uint8_t { kPrompt, kGenerated };
+
 // Who said a message of a conversation.
 enum class MessageRole { kSystem, kUser, kAssistant };
 

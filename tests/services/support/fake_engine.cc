@@ -98,6 +98,7 @@ absl::StatusOr<TokenizedPrompt> FakeEngine::Tokenize(const Prompt& prompt) const
     }
   }
   for (const char c : text) result.tokens.push_back(static_cast<unsigned char>(c));
+  result.roles.assign(result.tokens.size(), TokenRole::kPrompt);
   std::lock_guard<std::mutex> lock(mutex_);
   last_prompt_ = text;
   return result;

@@ -97,14 +97,18 @@ class FakeTokenizer : public Tokenizer {
 
 class FakeChatTemplate : public ChatTemplate {
  public:
-  absl::StatusOr<Tokenizer::Encoded> Render(const std::vector<Message>& messages,
-                                            const Tokenizer& tokenizer) const override {
+  absl::StatusOr<Rendered> Render(const std::vector<Message>& messages,
+                                  const Tokenizer& tokenizer) const override {
     if (messages.empty()) return absl::InvalidArgumentError("messages: are empty");
-    Tokenizer::Encoded encoded;
+    Rendered encoded;
     for (const Message& message : messages) {
       const Tokenizer::Encoded part = tokenizer.Encode(message.content, false);
       encoded.ids.push_back(kFakeBos);
+      encoded.roles.push_back(TokenRole::kPrompt);
       encoded.ids.insert(encoded.ids.end(), part.ids.begin(), part.ids.end());
+      encoded.roles.resize(encoded.ids.size(), message.role == MessageRole::kAssistant
+                                                   ? TokenRole::kGenerated
+                                                   : TokenRole::kPrompt);
       encoded.dropped_bytes += part.dropped_bytes;
     }
     return encoded;
@@ -230,7 +234,7 @@ class FakeModel : public Model {
   std::vector<LogitSummary> summaries_;
 };
 
-// What a request's answer must be when nothing disturbs it.
+// What a request's answer must be when nothing disturbs it. `roles`: empty for kPrompt throughout.
 struct FakeAnswer {
   std::vector<TokenId> tokens;
   std::vector<TokenId> told;  // those that have no part in a stop string
@@ -240,9 +244,11 @@ struct FakeAnswer {
 };
 
 inline FakeAnswer AnswerOf(const std::vector<TokenId>& prompt, const SamplingParams& sampling,
-                           int32_t context_length) {
+                           int32_t context_length, const std::vector<TokenRole>& roles = {}) {
   uint64_t state = 0;
-  for (const TokenId token : prompt) state = FakeState(state, token, TokenRole::kPrompt);
+  for (size_t i = 0; i < prompt.size(); ++i) {
+    state = FakeState(state, prompt[i], roles.empty() ? TokenRole::kPrompt : roles[i]);
+  }
   const FakeTokenizer tokenizer;
   Sampler sampler(sampling, sampling.seed.value_or(0), prompt, kFakeVocabulary);
   SamplerScratch scratch;

@@ -98,6 +98,18 @@ TEST(Scheduler, ShortPromptsPassBesideALongOne) {
   EXPECT_TRUE(document->status().ok());
 }
 
+TEST(Scheduler, GivenRolesAreKept) {
+  SchedulerHarness h({});
+  GenerationRequest request = GreedyRequest(PromptOf(9), 5);
+  request.roles.assign(9, TokenRole::kPrompt);
+  request.roles[3] = request.roles[4] = TokenRole::kGenerated;
+  const FakeAnswer expected = AnswerOf(request.tokens, request.sampling, 512, request.roles);
+  EXPECT_NE(expected.tokens, AnswerOf(request.tokens, request.sampling, 512).tokens);
+  const auto sink = h.MustSubmit(request);
+  h.Finish();
+  ExpectAnswer(*sink, expected);
+}
+
 TEST(Scheduler, ARequestJoinsBetweenSteps) {
   SchedulerHarness h({});
   const auto first = h.MustSubmit(GreedyRequest(PromptOf(3), 20));
@@ -397,6 +409,7 @@ TEST(Scheduler, BadRequestsNameTheField) {
   EXPECT_THAT(refusal([](auto& r) { r.deadline = -1; }), HasSubstr("deadline: -1"));
   EXPECT_THAT(refusal([](auto& r) { r.tokens[2] = kFakeVocabulary; }), HasSubstr("tokens[2]: 97"));
   EXPECT_THAT(refusal([](auto& r) { r.tokens[0] = -1; }), HasSubstr("tokens[0]: -1"));
+  EXPECT_THAT(refusal([](auto& r) { r.roles.resize(3); }), HasSubstr("roles: 3 roles of 4"));
   EXPECT_THAT(refusal([](auto& r) { r.sampling.top_k = 98; }), HasSubstr("top_k: 98"));
   EXPECT_THAT(refusal([](auto& r) { r.sampling.max_tokens = 513; }), HasSubstr("max_tokens: 513"));
   h.ExpectEmpty();

@@ -1,5 +1,6 @@
 #include "engine/tokenizer/chat_template.h"
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -185,6 +186,72 @@ TEST(ChatTemplate, Llama31AlwaysHasASystemMessageWithDates) {
                 "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
                 "<|start_header_id|>assistant<|end_header_id|>\n\n");
   EXPECT_THAT(fixture.Render(kTalk), ::testing::StartsWith(start + "Be brief.<|eot_id|>"));
+}
+
+// The tokens of a role, written out again.
+std::string TextOfRole(const Fixture& fixture, const std::vector<Message>& messages,
+                       TokenRole role) {
+  const auto rendered = fixture.Create()->Render(messages, fixture.tokenizer());
+  EXPECT_TRUE(rendered.ok()) << rendered.status();
+  EXPECT_EQ(rendered->roles.size(), rendered->ids.size());
+  std::string text;
+  for (size_t i = 0; i < rendered->ids.size(); ++i) {
+    if (rendered->roles[i] == role) text += fixture.tokenizer().TokenBytes(rendered->ids[i], true);
+  }
+  return text;
+}
+
+TEST(ChatTemplate, WhatTheAssistantSaidHasTheRoleGenerated) {
+  std::vector<Message> talk = kTalk;
+  talk.push_back({MessageRole::kAssistant, "\n Because."});
+  talk.push_back({MessageRole::kUser, "Oh."});
+  const Fixture chatml(kPlainChatMl);
+  EXPECT_EQ(TextOfRole(chatml, talk, TokenRole::kGenerated), "Yes?\n Because.");
+  EXPECT_EQ(TextOfRole(chatml, talk, TokenRole::kPrompt),
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+            "<|im_start|>assistant\n<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n"
+            "<|im_start|>assistant\n<|im_end|>\n<|im_start|>user\nOh.<|im_end|>\n"
+            "<|im_start|>assistant\n");
+  const Fixture llama(kLlama3);
+  EXPECT_EQ(TextOfRole(llama, kTalk, TokenRole::kGenerated), "Yes?");
+  EXPECT_EQ(TextOfRole(llama, kQuestion, TokenRole::kGenerated), "");
+}
+
+// The merges of the tiny model's vocabulary would join the line break and what follows it.
+TEST(ChatTemplate, AnAnswerIsTokenisedAsItWasSaid) {
+  GgufBuilder builder;
+  std::vector<std::string> tokens;
+  std::vector<int32_t> types(257, 1);
+  for (int byte = 0; byte < 256; ++byte) {
+    tokens.push_back(testing::SpellByteLevel(std::string(1, static_cast<char>(byte))));
+  }
+  const std::string line = testing::SpellByteLevel("\n");
+  tokens.push_back(line + line);
+  for (const char* name : {"<|im_start|>", "<|im_end|>"}) {
+    tokens.emplace_back(name);
+    types.push_back(3);
+  }
+  const std::string bytes = builder.String("tokenizer.ggml.model", "gpt2")
+                                .String("tokenizer.ggml.pre", "llama-bpe")
+                                .Strings("tokenizer.ggml.tokens", tokens)
+                                .Ints("tokenizer.ggml.token_type", types)
+                                .Strings("tokenizer.ggml.merges", {line + " " + line})
+                                .String("tokenizer.chat_template", kPlainChatMl)
+                                .Bytes();
+  const auto file =
+      GgufFile::Parse(std::as_bytes(std::span(bytes.data(), bytes.size())), "test").value();
+  const auto tokenizer = Tokenizer::Create(*file).value();
+  const auto chat = ChatTemplate::Create(*file, "").value();
+  const std::vector<Message> question = {{MessageRole::kUser, "Hi"}};
+  const auto before = chat->Render(question, *tokenizer).value();
+  std::vector<Message> next = question;
+  next.push_back({MessageRole::kAssistant, "\nYes"});
+  next.push_back({MessageRole::kUser, "Why?"});
+  const auto after = chat->Render(next, *tokenizer).value();
+  std::vector<TokenId> said = before.ids;
+  for (const char c : std::string("\nYes")) said.push_back(static_cast<unsigned char>(c));
+  ASSERT_GT(after.ids.size(), said.size());
+  EXPECT_TRUE(std::equal(said.begin(), said.end(), after.ids.begin()));
 }
 
 TEST(ChatTemplate, MarkersInAMessageStayText) {
