@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
+#include <limits>
 #include <string>
 #include <utility>
 
@@ -12,12 +13,6 @@
 
 namespace cogumi {
 namespace {
-
-void Insert(std::vector<std::unique_ptr<Sequence>>& sequences, std::unique_ptr<Sequence> sequence) {
-  const auto place =
-      std::upper_bound(sequences.begin(), sequences.end(), sequence, ComesBefore);
-  sequences.insert(place, std::move(sequence));
-}
 
 absl::Status CheckLength(const GenerationRequest& request, int32_t context) {
   const size_t prompt = request.tokens.size();
@@ -46,7 +41,13 @@ absl::Status CheckLength(const GenerationRequest& request, int32_t context) {
 }  // namespace
 
 Scheduler::Scheduler(SchedulerOptions options, KvCache* cache, const Tokenizer* tokenizer)
-    : options_(std::move(options)), cache_(cache), tokenizer_(tokenizer) {
+    : options_(std::move(options)),
+      cache_(cache),
+      tokenizer_(tokenizer),
+      index_(cache),
+      sizer_(options_.prefill_chunk, options_.step_target_seconds > 0
+                                         ? options_.step_target_seconds
+                                         : std::numeric_limits<double>::infinity()) {
   stats_.kv_pages = cache_->wide().capacity();
   stats_.kv_bytes = cache_->budget_bytes();
 }
@@ -97,10 +98,11 @@ absl::StatusOr<RequestHandle> Scheduler::Submit(std::unique_ptr<Sequence> sequen
                      options_.max_queued, " wait"));
   }
   sequence->handle = next_handle_++;
+  sequence->account = shares_.Enter(sequence->request.priority, sequence->request.tenant);
   sequence->submitted = now;
   const RequestHandle handle = sequence->handle;
   by_handle_.emplace(handle, sequence.get());
-  Insert(waiting_, std::move(sequence));
+  InsertInOrder(waiting_, std::move(sequence));
   return handle;
 }
 
@@ -118,9 +120,15 @@ const StepPlan* Scheduler::Plan(double now) {
   planned_at_ = now;
   EndLate(waiting_, now);
   EndLate(running_, now);
-  PlanDecode();
-  Admit(now);
-  PlanPrefill();
+  PreemptForNext();
+  bool admit = true;
+  do {
+    PreemptForDecoding();
+    PlanDecode();
+    if (admit || running_.empty()) Admit(now);
+    PlanPrefill();
+    admit = false;  // whoever gives way does not come back at once
+  } while (planned_.empty() && RelieveStall());
   return planned_.empty() ? nullptr : &plan_;
 }
 
@@ -141,7 +149,8 @@ void Scheduler::EndLate(Sequences& sequences, double now) {
 }
 
 void Scheduler::PlanDecode() {
-  // Preemption takes from the end, so what is planned already stays.
+  // There is room for all of them. Were there not, preemption would take from the end, so that what
+  // is planned already stays.
   for (size_t i = 0; i < running_.size(); ++i) {
     if (running_[i]->request.score || running_[i]->Remaining() != 1) continue;
     if (ExtendByPreempting(i)) AddRows(*running_[i], 1, 1);
@@ -151,98 +160,12 @@ void Scheduler::PlanDecode() {
 bool Scheduler::ExtendByPreempting(size_t index) {
   Sequence& sequence = *running_[index];
   while (!cache_->Extend(sequence.kv, sequence.kv.length + 1).ok()) {
+    if (index_.EvictOne()) continue;
     const bool itself = index + 1 == running_.size();
-    PreemptLast();
+    Preempt(running_.size() - 1);
     if (itself) return false;
   }
   return true;
-}
-
-void Scheduler::PreemptLast() {
-  std::unique_ptr<Sequence> sequence = std::move(running_.back());
-  running_.pop_back();
-  cache_->Release(sequence->kv);
-  ++stats_.preemptions;
-  Insert(waiting_, std::move(sequence));
-}
-
-void Scheduler::Admit(double now) {
-  if (waiting_.empty()) return;
-  // Bytes that running sequences will still take for tokens they already have.
-  int64_t promised = 0;
-  for (const auto& sequence : running_) {
-    promised += std::max<int64_t>(
-        0, cache_->BytesFor(sequence->Length()) - cache_->BytesFor(sequence->kv.length));
-  }
-  size_t admitted = 0;
-  while (admitted < waiting_.size() &&
-         running_.size() < static_cast<size_t>(options_.max_running)) {
-    std::unique_ptr<Sequence>& next = waiting_[admitted];
-    const int64_t bytes = cache_->BytesFor(next->Length());
-    // A page more, so that it does not run out at its first tokens.
-    if (!running_.empty() &&
-        cache_->free_bytes() - promised < bytes + cache_->wide().block_bytes()) {
-      break;
-    }
-    ++admitted;
-    if (!next->admitted.has_value()) next->admitted = now;
-    if (next->ScoreDone()) {  // a text of one token
-      End(*next, absl::OkStatus(), now);
-      continue;
-    }
-    promised += bytes;
-    Insert(running_, std::move(next));
-  }
-  waiting_.erase(waiting_.begin(), waiting_.begin() + static_cast<std::ptrdiff_t>(admitted));
-}
-
-void Scheduler::PlanPrefill() {
-  prefilling_.clear();
-  for (const auto& sequence : running_) {
-    if (sequence->Remaining() > 0) prefilling_.push_back(sequence.get());
-  }
-  if (prefilling_.empty()) return;
-  // The first in order always gets half of the chunk, so it ends; the shortest prompts of its
-  // priority share the other half, so a short question does not wait for a long document.
-  const Sequence* first = prefilling_.front();
-  std::stable_sort(prefilling_.begin() + 1, prefilling_.end(),
-                   [](const Sequence* a, const Sequence* b) {
-                     return a->request.priority != b->request.priority
-                                ? a->request.priority > b->request.priority
-                                : a->Remaining() < b->Remaining();
-                   });
-  int32_t wanted_by_others = 0;
-  for (const Sequence* sequence : prefilling_) {
-    if (sequence != first && sequence->request.priority == first->request.priority) {
-      wanted_by_others += sequence->Remaining();
-    }
-  }
-  int32_t budget = options_.prefill_chunk;
-  int32_t score_budget = options_.score_logit_rows;
-  for (Sequence* sequence : prefilling_) {
-    const int32_t limit =
-        sequence == first ? std::max((budget + 1) / 2, budget - wanted_by_others) : budget;
-    budget -= PlanPrompt(*sequence, limit, score_budget);
-    if (budget == 0) break;
-  }
-}
-
-int32_t Scheduler::PlanPrompt(Sequence& sequence, int32_t limit, int32_t& score_budget) {
-  const int32_t remaining = sequence.Remaining();
-  const int32_t start = sequence.kv.length;
-  int32_t rows = cache_->Reach(sequence.kv, start + std::min(remaining, limit)) - start;
-  int32_t logits = rows == remaining ? 1 : 0;
-  if (sequence.request.score) {
-    // Rows that were described before a preemption are not described again.
-    const int32_t done = static_cast<int32_t>(sequence.completion.prompt_logprobs.size());
-    const int32_t silent = std::max(0, done - start);
-    rows = std::min(rows, silent + score_budget);
-    logits = std::max(0, rows - silent);
-    score_budget -= logits;
-  }
-  if (rows == 0 || !cache_->Extend(sequence.kv, start + rows).ok()) return 0;
-  AddRows(sequence, rows, logits);
-  return rows;
 }
 
 void Scheduler::AddRows(Sequence& sequence, int32_t rows, int32_t logits) {
@@ -302,6 +225,7 @@ void Scheduler::Commit(const absl::Status& forward, double now) {
   ++stats_.steps;
   stats_.step_rows += static_cast<uint64_t>(plan_.Rows());
   stats_.step_seconds += now - planned_at_;
+  sizer_.Measured(prompt_rows_, plan_.Rows() - prompt_rows_, now - planned_at_);
   for (Sequence* sequence : planned_) {
     if (!forward.ok()) {
       const std::string reason(forward.message().data(), forward.message().size());
@@ -317,6 +241,10 @@ void Scheduler::Commit(const absl::Status& forward, double now) {
 }
 
 void Scheduler::CommitSequence(Sequence& sequence, double now) {
+  // Before Commit, which drops blocks that others may still resume behind.
+  if (sequence.kv.length <= sequence.prompt_length || sequence.Remaining() > 0) {
+    Remember(sequence, sequence.kv.length == sequence.prompt_length);
+  }
   cache_->Commit(sequence.kv, sequence.kv.length);
   const int32_t prompt = std::min(sequence.kv.length, sequence.prompt_length);
   if (prompt > sequence.counted_prompt) {
@@ -335,6 +263,7 @@ void Scheduler::CommitToken(Sequence& sequence, TokenInfo info, double now) {
   sequence.Append(id);
   sequence.sampler.Accept(id);
   ++stats_.generated_tokens;
+  ++sequence.account->served;
   if (!sequence.first_token.has_value()) sequence.first_token = now;
 
   const bool end_token = Ends(sequence, id);
@@ -366,7 +295,10 @@ bool Scheduler::Ends(const Sequence& sequence, TokenId id) const {
 }
 
 void Scheduler::End(Sequence& sequence, absl::Status status, double now) {
-  cache_->Release(sequence.kv);
+  // After a fault nobody knows what the pages hold.
+  if (status.code() != absl::StatusCode::kInternal) Remember(sequence, true);
+  ReleasePages(sequence);
+  shares_.Leave(sequence.request.priority, sequence.request.tenant);
   by_handle_.erase(sequence.handle);
   sequence.handle = 0;  // marks it for DropEnded
 
@@ -430,7 +362,11 @@ EngineStats Scheduler::Stats() const {
   EngineStats stats = stats_;
   stats.running = static_cast<int32_t>(running_.size());
   stats.queued = static_cast<int32_t>(waiting_.size());
-  stats.kv_pages_used = cache_->wide().used();
+  stats.kv_pages_cached = index_.evictable_wide();
+  stats.kv_pages_used = cache_->wide().used() - stats.kv_pages_cached;
+  stats.kv_bytes_cached = index_.evictable_bytes();
+  stats.kv_bytes_used = cache_->used_bytes() - stats.kv_bytes_cached;
+  stats.prefix_evictions = index_.evictions();
   return stats;
 }
 

@@ -2,10 +2,18 @@
 // without threads, clocks or randomness of its own.
 //
 // Continuous batching: a request joins between steps as soon as a place and its pages are free.
-// A step holds one row of every decoding sequence and at most prefill_chunk rows of prompts, in
-// order of priority, then arrival; short prompts pass beside a long one. When pages run out, the
-// last sequence in that order gives all of its pages back and waits; later its tokens are computed
-// again in their old roles, so its answer does not change (preemption by recompute).
+// A step holds one row of every decoding sequence and at most prefill_chunk rows of prompts; short
+// prompts pass beside a long one.
+//
+// Order: higher priorities first. Inside one, the tenant that was given least comes next, then the
+// request that came first; the rows of a chunk are shared evenly among tenants. A tenant without a
+// place takes one from a tenant with several.
+//
+// Memory: what was computed is remembered in the prefix index, and requests take from there what
+// they begin with. When pages run out, the index forgets first; then a sequence gives its pages
+// back and waits, and later its tokens are computed again in their old roles, so that its answer
+// does not change (preemption by recompute). Requests with one prompt compute it once: the others
+// wait for the first as long as it gets on.
 //
 // A step: Plan, the model's Forward, Sample, Commit. Submit and Cancel may come at any time between
 // those calls; together with Plan, Commit and the rest they are serialised by the caller. Sample
@@ -16,6 +24,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <unordered_map>
 #include <vector>
 
@@ -24,9 +33,12 @@
 #include "cogumi/engine.h"
 #include "engine/decode/sampler.h"
 #include "engine/memory/kv_cache.h"
+#include "engine/memory/prefix_index.h"
 #include "engine/model/model.h"
 #include "engine/model/step_plan.h"
+#include "engine/runtime/chunk_sizer.h"
 #include "engine/runtime/sequence.h"
+#include "engine/runtime/tenant_shares.h"
 #include "engine/tokenizer/tokenizer.h"
 
 namespace cogumi {
@@ -38,6 +50,8 @@ struct SchedulerOptions {
   int32_t max_running = 32;
   int32_t max_queued = 128;
   int32_t prefill_chunk = 256;
+  double step_target_seconds = 0;  // see EngineOptions
+  bool prefix_cache = true;
   // Rows of logits that scoring may ask for in a step, beside one per running sequence.
   int32_t score_logit_rows = 32;
   std::function<uint64_t()> seed;  // for requests without one; thread-safe
@@ -86,14 +100,53 @@ class Scheduler {
 
   void EndLate(Sequences& sequences, double now);
   void PlanDecode();
-  void Admit(double now);
-  void PlanPrefill();
-  // Plans up to `limit` rows of what a sequence still has to compute; how many.
-  int32_t PlanPrompt(Sequence& sequence, int32_t limit, int32_t& score_budget);
   void AddRows(Sequence& sequence, int32_t rows, int32_t logits);
   // Room for one more row of running_[index]; false when that sequence itself was preempted.
   bool ExtendByPreempting(size_t index);
-  void PreemptLast();
+
+  // scheduler_memory.cc: who has a place and pages.
+  //
+  // Puts running_[index] back into the queue; its pages are remembered.
+  void Preempt(size_t index);
+  // The running sequence that gives way first, among tenants with `several` or more; of `next`'s
+  // priority or lower when one is given. running_.size(): nobody.
+  size_t Victim(int32_t several, const Sequence* next) const;
+  int32_t RunningOf(const TenantShares::Account* account) const;
+  // The place in waiting_ of the request that comes next; waiting_ is not empty.
+  size_t NextWaiting() const;
+  // A place and pages for a tenant that has none, at the expense of one that has several.
+  void PreemptForNext();
+  // Pages for the next token of every decoding sequence.
+  void PreemptForDecoding();
+  void Admit(double now);
+  // Takes what the index knows of a waiting sequence and counts the rest into `promised`; false,
+  // and nothing taken, when there is no room.
+  bool TakePages(Sequence& sequence, int64_t& promised);
+  int64_t Promised() const;
+  int64_t RoomBytes() const { return cache_->free_bytes() + index_.evictable_bytes(); }
+  // The longest known beginning, in place of a shorter one.
+  void TakePrefix(Sequence& sequence);
+  void CountCached(Sequence& sequence, int32_t tokens);
+  // Remembers the full pages of what is computed.
+  void Remember(Sequence& sequence, bool resumable);
+  void ReleasePages(Sequence& sequence);
+  // When running sequences hold each other up: one gives way. False: there is nothing to give.
+  bool RelieveStall();
+
+  // scheduler_prefill.cc: which prompt rows a step holds.
+  void PlanPrefill();
+  // Takes those out of prefilling_ that wait for another's pages, and gives them what is there.
+  void ShareUnderWay();
+  // The pages of a running sequence with the same prompt, if one has computed it.
+  void ShareTwin(Sequence& sequence);
+  // Whether the leader is just computing what the sequence needs next.
+  bool WaitsFor(const Sequence& sequence, const Sequence& leader) const;
+  // Plans the rows of sequences of one priority, in order; how many.
+  int32_t PlanTenants(std::span<Sequence*> sequences, int32_t budget, int32_t& score_budget);
+  int32_t PlanTenant(std::span<Sequence*> sequences, int32_t budget, int32_t& score_budget);
+  // Plans up to `limit` rows of what a sequence still has to compute; how many.
+  int32_t PlanPrompt(Sequence& sequence, int32_t limit, int32_t& score_budget);
+
   void CommitSequence(Sequence& sequence, double now);
   void CommitToken(Sequence& sequence, TokenInfo info, double now);
   void SetBytes(TokenInfo& info) const;
@@ -106,6 +159,10 @@ class Scheduler {
   KvCache* const cache_;
   const Tokenizer* const tokenizer_;
 
+  PrefixIndex index_;
+  TenantShares shares_;
+  ChunkSizer sizer_;
+
   Sequences waiting_;  // in order
   Sequences running_;  // in order
   std::unordered_map<RequestHandle, Sequence*> by_handle_;  // all that have not ended
@@ -114,6 +171,7 @@ class Scheduler {
   StepPlan plan_;
   std::vector<Sequence*> planned_;     // parallel to plan_.sequences
   std::vector<Sequence*> prefilling_;  // reused by PlanPrefill
+  int32_t prompt_rows_ = 0;            // of the plan, by PlanPrefill
   double planned_at_ = 0;
   SamplerScratch scratch_;
   std::vector<Delivery> deliveries_;

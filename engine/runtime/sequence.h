@@ -13,6 +13,8 @@
 #include "engine/decode/answer_assembler.h"
 #include "engine/decode/sampler.h"
 #include "engine/memory/kv_cache.h"
+#include "engine/memory/prefix_index.h"
+#include "engine/runtime/tenant_shares.h"
 
 namespace cogumi {
 
@@ -26,7 +28,8 @@ struct Sequence {
         prompt_length(static_cast<int32_t>(tokens.size())),
         max_tokens(token_limit),
         sampler(request.sampling, seed, tokens, vocabulary),
-        answer(request.sampling.stop) {
+        answer(request.sampling.stop),
+        prefix_key{request.tenant, request.adapter} {
     roles.resize(tokens.size(), TokenRole::kPrompt);  // when none were given
   }
 
@@ -54,11 +57,19 @@ struct Sequence {
   const int32_t prompt_length;
   const int32_t max_tokens;
   KvSequence kv;
+  PrefixIndex::Pin pin;  // what of kv the prefix index holds too
   Sampler sampler;
   AnswerAssembler answer;
+  const PrefixKey prefix_key;
   Completion completion;
   int32_t counted_prompt = 0;  // prompt tokens already in the statistics
+  bool preempted = false;      // at least once
   bool cancelled = false;
+  TenantShares::Account* account = nullptr;  // from Submit to the end
+
+  // While another sequence computes what this one needs too: whose handle, and how far it was.
+  RequestHandle leader = 0;
+  int32_t leader_length = 0;
 
   double submitted = 0;
   std::optional<double> admitted;  // first time
@@ -75,6 +86,12 @@ struct Sequence {
 inline bool ComesBefore(const std::unique_ptr<Sequence>& a, const std::unique_ptr<Sequence>& b) {
   return a->request.priority != b->request.priority ? a->request.priority > b->request.priority
                                                     : a->handle < b->handle;
+}
+
+inline void InsertInOrder(std::vector<std::unique_ptr<Sequence>>& sequences,
+                          std::unique_ptr<Sequence> sequence) {
+  const auto place = std::upper_bound(sequences.begin(), sequences.end(), sequence, ComesBefore);
+  sequences.insert(place, std::move(sequence));
 }
 
 }  // namespace cogumi

@@ -285,6 +285,10 @@ absl::Status ValidateEngineOptions(const EngineOptions& options) {
   RETURN_IF_ERROR(CheckInteger("max_running", options.max_running, 1, 1024));
   RETURN_IF_ERROR(CheckInteger("max_queued", options.max_queued, 0, 1 << 20));
   RETURN_IF_ERROR(CheckInteger("prefill_chunk", options.prefill_chunk, 1, 8192));
+  if (!(options.step_target_seconds >= 0 && std::isfinite(options.step_target_seconds))) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "step_target_seconds: ", options.step_target_seconds, " is not a time"));
+  }
   if (!(options.watchdog_seconds > 0 && std::isfinite(options.watchdog_seconds))) {
     return absl::InvalidArgumentError(
         absl::StrCat("watchdog_seconds: ", options.watchdog_seconds, " is not a positive time"));
@@ -324,6 +328,8 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateEngineFromParts(const EngineOption
   scheduler.max_running = options.max_running;
   scheduler.max_queued = options.max_queued;
   scheduler.prefill_chunk = options.prefill_chunk;
+  scheduler.step_target_seconds = options.step_target_seconds;
+  scheduler.prefix_cache = options.prefix_cache;
   scheduler.score_logit_rows = kScoreLogitRows;
   scheduler.seed = parts.seed != nullptr ? std::move(parts.seed) : SystemSeed;
   parts.description.context_length = scheduler.context_length;

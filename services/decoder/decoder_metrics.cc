@@ -89,9 +89,11 @@ class EngineCollectable : public prometheus::Collectable {
     const auto number = [](auto value) { return static_cast<double>(value); };
     list.Gauge("vllm:num_requests_running", "Sequences in the step.", stats.running);
     list.Gauge("vllm:num_requests_waiting", "Requests in the queue.", stats.queued);
-    list.Gauge("vllm:kv_cache_usage_perc", "Share of the KV pages in use, 0 to 1.",
-               stats.kv_pages > 0 ? number(stats.kv_pages_used) / stats.kv_pages : 0);
-    list.Counter("vllm:prompt_tokens_total", "Prompt tokens computed.",
+    list.Gauge("vllm:kv_cache_usage_perc",
+               "Share of the KV cache's bytes that sequences use, 0 to 1.",
+               stats.kv_bytes > 0 ? number(stats.kv_bytes_used) / number(stats.kv_bytes) : 0);
+    list.Counter("vllm:prompt_tokens_total",
+                 "Prompt tokens, computed or found in the prefix cache.",
                  number(stats.prompt_tokens));
     list.Counter("vllm:generation_tokens_total", "Tokens generated.",
                  number(stats.generated_tokens));
@@ -101,9 +103,19 @@ class EngineCollectable : public prometheus::Collectable {
     const char* const kPagesHelp = "Pages of the KV cache by state and precision.";
     list.Gauge(kPages, kPagesHelp, stats.kv_pages_used,
                {{"state", "used"}, {"precision", precision_}});
-    list.Gauge(kPages, kPagesHelp, stats.kv_pages - stats.kv_pages_used,
+    list.Gauge(kPages, kPagesHelp, stats.kv_pages_cached,
+               {{"state", "cached"}, {"precision", precision_}});
+    list.Gauge(kPages, kPagesHelp, stats.kv_pages - stats.kv_pages_used - stats.kv_pages_cached,
                {{"state", "free"}, {"precision", precision_}});
     list.Gauge("cogumi_kv_bytes", "Bytes of the KV cache's pages.", number(stats.kv_bytes));
+    list.Counter("vllm:prefix_cache_queries_total",
+                 "Prompt tokens that were looked for in the prefix cache.",
+                 number(stats.prefix_queries));
+    list.Counter("vllm:prefix_cache_hits_total", "Prompt tokens found in the prefix cache.",
+                 number(stats.prefix_hits));
+    list.Counter("cogumi_prefix_cache_evictions_total",
+                 "Pages that the prefix cache forgot because others needed them.",
+                 number(stats.prefix_evictions));
     list.Counter("cogumi_engine_steps_total", "Steps of the engine.", number(stats.steps));
     list.Counter("cogumi_engine_step_rows_total", "Rows (tokens) in all steps.",
                  number(stats.step_rows));

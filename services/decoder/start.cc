@@ -73,7 +73,11 @@ void DeclareDecoderOptions(OptionSet& set, DecoderConfig* config) {
       .Int("max_running", &engine.max_running, 1, 4096, "Sequences in a step.")
       .Int("max_queued", &engine.max_queued, 0, 1 << 20,
            "Requests that wait; more are refused at once.")
-      .Int("prefill_chunk", &engine.prefill_chunk, 1, 1 << 16, "Prompt tokens in a step.")
+      .Int("prefill_chunk", &engine.prefill_chunk, 1, 1 << 16, "Prompt tokens in a step, at most.")
+      .Duration("step_target", &engine.step_target_seconds, 0, 3600,
+                "A step with prompts should take no longer while others decode; 0: any time.")
+      .Bool("prefix_cache", &engine.prefix_cache,
+            "Keep computed prompts and answers for requests that go on from them.")
       .Duration("watchdog", &engine.watchdog_seconds, 0.05, 3600,
                 "A step longer than this makes the decoder unhealthy.");
 }

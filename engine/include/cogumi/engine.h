@@ -46,11 +46,14 @@ struct EngineStats {
   int32_t running = 0;
   int32_t queued = 0;
   int32_t kv_pages = 0;
-  int32_t kv_pages_used = 0;
+  int32_t kv_pages_used = 0;    // by sequences
+  int32_t kv_pages_cached = 0;  // only remembered: free when somebody needs them
   int64_t kv_bytes = 0;
+  int64_t kv_bytes_used = 0;
+  int64_t kv_bytes_cached = 0;
   uint64_t steps = 0;
   uint64_t step_rows = 0;
-  uint64_t prompt_tokens = 0;
+  uint64_t prompt_tokens = 0;  // computed for the first time, or found in the prefix cache
   uint64_t generated_tokens = 0;
   uint64_t finished_stop = 0;
   uint64_t finished_length = 0;
@@ -59,6 +62,9 @@ struct EngineStats {
   uint64_t rejected = 0;
   uint64_t failed = 0;
   uint64_t preemptions = 0;
+  uint64_t prefix_queries = 0;    // prompt tokens looked for in the prefix cache
+  uint64_t prefix_hits = 0;       // prompt tokens found there
+  uint64_t prefix_evictions = 0;  // pages
   double step_seconds = 0;  // total time in steps
 };
 

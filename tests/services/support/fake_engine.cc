@@ -176,6 +176,7 @@ EngineStats FakeEngine::Stats() const {
     ++(sequence->running ? stats.running : stats.queued);
   }
   stats.kv_pages_used = stats.running;
+  stats.kv_bytes_used = stats.kv_bytes / stats.kv_pages * stats.running;
   return stats;
 }
 

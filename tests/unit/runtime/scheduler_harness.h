@@ -47,11 +47,11 @@ struct SchedulerHarness {
     return sink;
   }
 
-  // The rows of the step; 0 when there was nothing to compute. A second passes.
+  // The rows of the step; 0 when there was nothing to compute. The time that `seconds` says passes.
   int32_t Step() {
     const StepPlan* plan = scheduler.Plan(now);
     Deliver();
-    now += 1;
+    now += plan == nullptr ? 1 : seconds(*plan);
     if (plan == nullptr) return 0;
     const int32_t rows = plan->Rows();
     const absl::Status status = model.Forward(*plan, *cache);
@@ -86,7 +86,8 @@ struct SchedulerHarness {
     EXPECT_EQ(stats.running, 0);
     EXPECT_EQ(stats.queued, 0);
     EXPECT_EQ(stats.kv_pages_used, 0);
-    EXPECT_EQ(cache->used_bytes(), 0);
+    EXPECT_EQ(stats.kv_bytes_used, 0);
+    EXPECT_EQ(cache->used_bytes(), stats.kv_bytes_cached);  // what is only remembered
     EXPECT_TRUE(scheduler.Idle());
   }
 
@@ -95,6 +96,7 @@ struct SchedulerHarness {
   FakeTokenizer tokenizer;
   std::unique_ptr<KvCache> cache;
   Scheduler scheduler;
+  std::function<double(const StepPlan&)> seconds = [](const StepPlan&) { return 1.0; };
   double now = 0;
   absl::Status last_forward;
 };

@@ -58,15 +58,24 @@ class RandomRun {
     options.max_queued = Below(8);
     options.prefill_chunk = 1 + Below(80);
     options.score_logit_rows = 1 + Below(12);
+    options.prefix_cache = Below(5) != 0;
     return options;
   }
   int Pages() { return 3 + Below(7); }
 
   void Submit() {
     GenerationRequest request;
-    const int length = 1 + Below(Below(4) == 0 ? 150 : 30);
-    request.tokens = PromptOf(static_cast<size_t>(length), Below(1000));
+    const int length = 1 + Below(Below(3) == 0 ? 150 : 30);
+    // Few texts, so that beginnings are shared.
+    request.tokens = PromptOf(static_cast<size_t>(length), Below(3));
     if (Below(40) == 0) request.tokens.back() = kFakePoison;
+    request.tenant = Below(3) == 0 ? "a" : "b";
+    if (Below(6) == 0) {
+      request.roles.assign(request.tokens.size(), TokenRole::kPrompt);
+      for (int i = Below(3) * 20; i < std::min(length, 90); ++i) {
+        request.roles[static_cast<size_t>(i)] = TokenRole::kGenerated;
+      }
+    }
     request.priority = Below(3) == 0 ? Below(5) - 2 : 0;
     if (Below(6) == 0) request.deadline = harness_.now + Below(30);
     request.score = Below(8) == 0;
@@ -96,7 +105,7 @@ class RandomRun {
     ASSERT_TRUE(handle.ok()) << handle.status();
     ++live_;
     if (request.tokens.back() != kFakePoison && !request.score) {
-      tracked.answer = AnswerOf(request.tokens, sampling, 192);
+      tracked.answer = AnswerOf(request.tokens, sampling, 192, request.roles);
     }
     requests_.emplace(*handle, std::move(tracked));
   }
@@ -134,6 +143,8 @@ class RandomRun {
     }
     const EngineStats stats = harness_.scheduler.Stats();
     ASSERT_LE(stats.running, harness_.options.max_running);
+    ASSERT_EQ(stats.kv_bytes_used + stats.kv_bytes_cached, harness_.cache->used_bytes());
+    ASSERT_GE(stats.kv_bytes_used, 0);
     ASSERT_GE(stats.prompt_tokens, prompt_tokens_) << "a counter went back";
     prompt_tokens_ = stats.prompt_tokens;
     ASSERT_EQ(static_cast<size_t>(stats.running + stats.queued), live_);
@@ -206,6 +217,8 @@ TEST(SchedulerRandom, EveryRequestEndsOnceWithTheUndisturbedAnswer) {
     run.Run();
     const EngineStats stats = run.Stats();
     sum.preemptions += stats.preemptions;
+    sum.prefix_hits += stats.prefix_hits;
+    sum.prefix_evictions += stats.prefix_evictions;
     sum.rejected += stats.rejected;
     sum.cancelled += stats.cancelled;
     sum.deadline_exceeded += stats.deadline_exceeded;
@@ -215,6 +228,8 @@ TEST(SchedulerRandom, EveryRequestEndsOnceWithTheUndisturbedAnswer) {
   }
   // Every kind of event was there, often.
   EXPECT_GT(sum.preemptions, 500u);
+  EXPECT_GT(sum.prefix_hits, 10000u);
+  EXPECT_GT(sum.prefix_evictions, 2000u);
   EXPECT_GT(sum.rejected, 500u);
   EXPECT_GT(sum.cancelled, 500u);
   EXPECT_GT(sum.deadline_exceeded, 500u);

@@ -405,6 +405,8 @@ TEST(StepEngine, BadOptionsAreNamed) {
   EXPECT_THAT(refusal([](auto& o) { o.max_running = 0; }), HasSubstr("max_running: 0"));
   EXPECT_THAT(refusal([](auto& o) { o.max_queued = -1; }), HasSubstr("max_queued: -1"));
   EXPECT_THAT(refusal([](auto& o) { o.prefill_chunk = 0; }), HasSubstr("prefill_chunk: 0"));
+  EXPECT_THAT(refusal([](auto& o) { o.step_target_seconds = -1; }),
+              HasSubstr("step_target_seconds: -1"));
   EXPECT_THAT(refusal([](auto& o) { o.watchdog_seconds = 0; }), HasSubstr("watchdog_seconds: 0"));
   EXPECT_THAT(refusal([](auto& o) { o.watchdog_seconds = std::nan(""); }),
               HasSubstr("watchdog_seconds: nan"));

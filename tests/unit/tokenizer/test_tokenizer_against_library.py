@@ -106,3 +106,13 @@ def test_golden_prompts_through_the_chat_template():
     got = engine_tools.tokenize(engine_tools.model_path(),
                                 [row["prompt"].encode() for row in golden], "chat")
     assert [ids for ids, _ in got] == [row["prompt_tokens"] for row in golden]
+
+
+def test_golden_answers_are_tokenised_as_they_were_written():
+    """The next turn of a conversation finds an answer in the prefix cache only by its own ids."""
+    golden = json.loads((engine_tools.ROOT / "tests/support/golden.json").read_text())
+    answers = [row for row in golden if row["output_tokens"][-1] == 2]  # the end of the message
+    assert answers
+    got = engine_tools.tokenize(engine_tools.model_path(),
+                                [row["output"].encode() for row in answers], "plain")
+    assert [ids for ids, _ in got] == [row["output_tokens"][:-1] for row in answers]
