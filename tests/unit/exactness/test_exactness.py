@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import struct
 import subprocess
 import sys
 
@@ -81,6 +82,25 @@ def test_another_rope_base_turns_it_red(model, window, monkeypatch):
         lambda number, ids: disturbed[text.SCORED_FROM:]), window)
     assert len(evaluation.failures) == 2
     assert all("mean KL" in failure for failure in evaluation.failures)
+
+
+def with_half_the_rope_base(model, copy):
+    """A copy of the model file that differs in that number alone."""
+    data = bytearray(pathlib.Path(model).read_bytes())
+    key = b"llama.rope.freq_base"
+    at = data.index(struct.pack("<Q", len(key)) + key) + 8 + len(key)
+    kind, base = struct.unpack_from("<If", data, at)
+    assert kind == 6, "not a float32"
+    struct.pack_into("<f", data, at + 4, base / 2)
+    copy.write_bytes(data)
+    return copy
+
+
+def test_an_engine_with_another_rope_base_turns_it_red(model, ruler, window, tmp_path):
+    """Control from the other side: the engine rotates with another base than the ruler."""
+    disturbed = with_half_the_rope_base(model, tmp_path / "other_base.gguf")
+    evaluation = run_default(disturbed, RecordedAnswers(ruler.window), window)
+    assert sum("mean KL" in failure for failure in evaluation.failures) == 2, evaluation.failures
 
 
 def test_other_golden_answers_turn_it_red(model, ruler, window):
