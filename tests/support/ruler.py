@@ -6,6 +6,10 @@
 
 Weights are dequantised by the gguf package and everything is computed in float32 by numpy, one
 sequence at a time. It shares nothing with the engine; it is slow and simple so that it can be read.
+
+Checked once against another implementation, written apart from it (2026-11-27, SmolLM2-135M-Instruct
+Q4_1, windows 0-2 of the ruler text, 512 tokens each): no log-probability differs by more than
+1.4e-4, the mean KL divergence is 3e-8 at most, and the most likely token is always the same.
 """
 import argparse
 import dataclasses
