@@ -125,6 +125,26 @@ def test_a_person_sees_neither_scores_nor_routes(client):
         assert word not in shown.lower(), word
 
 
+def test_a_conversation_computes_only_what_is_new(client, cluster):
+    """Five turns of a session: the tokens before are found in the prefix cache."""
+    before = cluster.value("decoder", "vllm:prefix_cache_hits_total")
+    told, seen = [], 0
+    for turn in range(5):
+        request = client.request(f"Tell me fact {turn} about the river Rhine.",
+                                 session="prefix-cache", max_tokens=60)
+        usage = client.answer(request)[2].usage
+        told.append((usage.prompt_tokens, usage.cached_tokens))
+        # All that was computed, but for a page that was not full. A text may have other tokens
+        # than those that the model wrote it with: then the answer before is computed again.
+        if turn > 0:
+            assert usage.cached_tokens > seen - 64 - 64, told
+        seen = usage.prompt_tokens + usage.completion_tokens
+    prompt, cached = told[-1]
+    assert prompt - cached < 64 + 64 + 40, told
+    assert cluster.value("decoder", "vllm:prefix_cache_hits_total") - before == sum(
+        cached for _, cached in told)
+
+
 def test_session_remembers_and_forgets(client, pb):
     session = "remembers"
     assert list(client.turns(session)) == []

@@ -47,6 +47,25 @@ def test_plain_answer(api):
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens > 0
 
 
+def test_cached_tokens_are_reported(api):
+    messages = [{"role": "user", "content": "Count the bridges of Konigsberg. " * 20}]
+    usages = [api.chat.completions.create(model=MODEL, messages=messages, temperature=0,
+                                          max_tokens=4).usage for _ in range(2)]
+    first, second = (usage.prompt_tokens_details.cached_tokens for usage in usages)
+    assert first < second
+    assert usages[1].prompt_tokens - 65 < second < usages[1].prompt_tokens
+
+
+def test_several_answers_share_their_prompt(api, cluster):
+    messages = [{"role": "user", "content": "Name the towns along the river Danube. " * 20}]
+    rows = cluster.value("decoder", "cogumi_engine_step_rows_total")
+    answer = api.chat.completions.create(model=MODEL, messages=messages, n=4, max_tokens=4, seed=1)
+    rows = cluster.value("decoder", "cogumi_engine_step_rows_total") - rows
+    assert len(answer.choices) == 4
+    assert answer.usage.prompt_tokens > 150
+    assert rows < 2 * answer.usage.prompt_tokens, (rows, answer.usage)
+
+
 def test_streaming_is_the_same_answer_in_pieces(api):
     plain = api.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0,
                                         max_tokens=32)

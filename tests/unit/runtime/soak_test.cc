@@ -1,0 +1,167 @@
+// The whole engine on a tiny real model under requests that end in every way: afterwards nothing is
+// left running, waiting or held.
+#include <atomic>
+#include <cstdlib>
+#include <filesystem>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cogumi/engine.h"
+#include "engine/core/clock.h"
+#include "gtest/gtest.h"
+#include "tests/support/long_tests.h"
+#include "tests/support/sanitizers.h"
+#include "tests/support/tiny_model.h"
+#include "tests/unit/runtime/fake_parts.h"
+
+namespace cogumi {
+namespace {
+
+// Time that moves when the callers say so.
+class SharedClock : public Clock {
+ public:
+  double Now() const override { return static_cast<double>(ticks_.load()) * 0.001; }
+  double UnixNow() const override { return 1.7e9 + Now(); }
+  void Advance() { ticks_.fetch_add(1); }
+
+ private:
+  std::atomic<int64_t> ticks_{1};
+};
+
+struct Ends {
+  std::atomic<int64_t> ok{0};
+  std::atomic<int64_t> cancelled{0};
+  std::atomic<int64_t> late{0};
+  std::atomic<int64_t> refused{0};
+  std::atomic<int64_t> wrong{0};
+};
+
+// A caller that leaves after some tokens, on the step thread, as a broken connection does.
+class LeavingSink : public RecordingSink {
+ public:
+  LeavingSink(Engine* engine, int64_t leave_after) : engine_(engine), left_(leave_after) {}
+  void OnChunk(Chunk chunk) override {
+    RecordingSink::OnChunk(std::move(chunk));
+    if (--left_ == 0 && handle != 0) engine_->Cancel(handle);
+  }
+  std::atomic<RequestHandle> handle{0};
+
+ private:
+  Engine* engine_;
+  std::atomic<int64_t> left_;
+};
+
+GenerationRequest RandomRequest(std::mt19937_64& random, double now) {
+  const auto below = [&random](uint64_t bound) { return random() % bound; };
+  GenerationRequest request;
+  const uint64_t text = below(4);
+  const uint64_t length = below(10) == 0 ? 150 + below(60) : 1 + below(90);
+  for (uint64_t i = 0; i < length; ++i) {
+    request.tokens.push_back(static_cast<TokenId>((i * 7 + text * 31) % 256));
+  }
+  if (below(4) == 0) request.tokens.back() = static_cast<TokenId>(below(256));
+  request.tenant = "tenant-" + std::to_string(below(3));
+  request.priority = static_cast<int32_t>(below(3));
+  request.sampling.max_tokens = static_cast<int32_t>(1 + below(40));
+  request.sampling.seed = random();
+  if (below(6) == 0) request.deadline = now + 0.001 * static_cast<double>(1 + below(30));
+  request.score = below(12) == 0;
+  return request;
+}
+
+void Caller(Engine& engine, SharedClock& clock, uint64_t seed, int requests, Ends& ends) {
+  std::mt19937_64 random(seed);
+  std::vector<std::shared_ptr<LeavingSink>> waiting;
+  const auto settle = [&](size_t most) {
+    while (waiting.size() > most) {
+      const std::shared_ptr<LeavingSink> sink = waiting.front();
+      waiting.erase(waiting.begin());
+      sink->Wait();
+      const absl::StatusCode code = sink->status().code();
+      (code == absl::StatusCode::kOk                 ? ends.ok
+       : code == absl::StatusCode::kCancelled        ? ends.cancelled
+       : code == absl::StatusCode::kDeadlineExceeded ? ends.late
+                                                     : ends.wrong)++;
+      if (sink->ends() != 1 || sink->chunks_after_end() != 0) ++ends.wrong;
+    }
+  };
+  for (int i = 0; i < requests; ++i) {
+    clock.Advance();
+    const bool leaves = random() % 5 == 0;
+    const int64_t after = leaves ? 1 + static_cast<int64_t>(random() % 10) : 1 << 20;
+    auto sink = std::make_shared<LeavingSink>(&engine, after);
+    const auto handle = engine.Submit(RandomRequest(random, clock.Now()), sink);
+    if (!handle.ok()) {
+      ++(handle.status().code() == absl::StatusCode::kResourceExhausted ? ends.refused
+                                                                        : ends.wrong);
+      settle(0);
+      continue;
+    }
+    sink->handle = *handle;
+    waiting.push_back(std::move(sink));
+    if (random() % 4 == 0) {
+      engine.Cancel(waiting[random() % waiting.size()]->handle);
+    }
+    settle(random() % 9);
+  }
+  settle(0);
+}
+
+TEST(Soak, EveryEndLeavesNothingBehind) {
+  // The long run belongs under the address sanitizer, which sees what is touched after its end.
+  const bool in_full = testing::kAddressSanitized || LongTests();
+  constexpr int kCallers = 4;
+  const int each = (in_full ? 10000 : 1200) / kCallers;
+
+  std::string folder = (std::filesystem::temp_directory_path() / "soak-test-XXXXXX").string();
+  ASSERT_NE(mkdtemp(folder.data()), nullptr);
+  const std::string path = folder + "/tiny.gguf";
+  testing::WriteTinyModel(path);
+  SharedClock clock;
+  EngineOptions options;
+  options.model_path = path;
+  options.threads = 1;
+  options.max_running = 6;
+  options.max_queued = 10;
+  options.prefill_chunk = 48;
+  options.kv_bytes = 12 * 2 * 2 * 2 * 16 * 64 * 2;  // twelve pages
+  options.watchdog_seconds = 1e6;
+  options.clock = &clock;
+  auto created = Engine::Create(options);
+  ASSERT_TRUE(created.ok()) << created.status();
+  const std::unique_ptr<Engine> engine = *std::move(created);
+
+  Ends ends;
+  std::vector<std::thread> callers;
+  for (int i = 0; i < kCallers; ++i) {
+    callers.emplace_back([&, i] {
+      Caller(*engine, clock, static_cast<uint64_t>(i) + 1, each, ends);
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+
+  const EngineStats stats = engine->Stats();
+  EXPECT_EQ(stats.running, 0);
+  EXPECT_EQ(stats.queued, 0);
+  EXPECT_EQ(stats.kv_pages_used, 0);
+  EXPECT_EQ(stats.kv_bytes_used, 0);
+  EXPECT_LE(stats.kv_bytes_cached, stats.kv_bytes);
+  EXPECT_EQ(ends.wrong, 0);
+  EXPECT_EQ(ends.ok + ends.cancelled + ends.late + ends.refused, each * kCallers);
+  EXPECT_EQ(static_cast<int64_t>(stats.finished_stop + stats.finished_length), ends.ok);
+  EXPECT_EQ(static_cast<int64_t>(stats.cancelled), ends.cancelled);
+  EXPECT_EQ(static_cast<int64_t>(stats.deadline_exceeded), ends.late);
+  EXPECT_EQ(stats.failed, 0u);
+  EXPECT_GT(ends.ok, each);
+  EXPECT_GT(ends.cancelled, each / 10);
+  EXPECT_GT(ends.late, 0);
+  EXPECT_GT(stats.prefix_hits, 0u);
+  EXPECT_GT(stats.preemptions, 0u);
+  std::filesystem::remove_all(folder);
+}
+
+}  // namespace
+}  // namespace cogumi
