@@ -14,7 +14,10 @@ constexpr int kYieldsBeforeSleep = 50;
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) : threads_(threads < 1 ? 1 : threads) {
+ThreadPool::ThreadPool(int threads)
+    : threads_(threads < 1 ? 1 : threads),
+      counters_(static_cast<size_t>(kPhases * threads_ * kCounterStride)),
+      for_each_(static_cast<size_t>(threads_ * kCounterStride)) {
   for (int i = 1; i < threads_; ++i) workers_.emplace_back([this, i] { Worker(i); });
 }
 

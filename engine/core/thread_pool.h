@@ -40,14 +40,56 @@ class ThreadPool {
             static_cast<int>(static_cast<int64_t>(n) * (t + 1) / threads_)};
   }
 
+  // Inside Run, by every thread in the same order of calls: fn(begin, end) for ranges that together
+  // are [0, n). A thread takes its contiguous share item by item, then helps the others with theirs,
+  // so that a thread which the system stops or memory slows does not hold up the rest. Ends with a
+  // barrier.
+  template <class Fn>
+  void ForEach(int n, int thread, const Fn& fn) {
+    if (threads_ == 1) {
+      fn(0, n);
+      return;
+    }
+    std::atomic<int>* taken = NextCounters(thread);
+    for (int i = 0; i < threads_; ++i) {
+      const int owner = thread + i < threads_ ? thread + i : thread + i - threads_;
+      const auto [begin, end] = Share(n, owner);
+      std::atomic<int>& next = taken[owner * kCounterStride];
+      for (;;) {
+        const int item = begin + next.fetch_add(1, std::memory_order_relaxed);
+        if (item >= end) break;
+        fn(item, item + 1);
+      }
+    }
+    Barrier();
+  }
+
   // Cores this process may run on.
   static int AvailableCores();
 
  private:
+  static constexpr int kCounterStride = 64 / sizeof(std::atomic<int>);  // a cache line each
+  static constexpr int kPhases = 3;
+
+  // The counters of a thread's next ForEach; makes its own ready for the one after. Three sets in
+  // turns: when a set is made ready, everybody has left its last use two barriers ago.
+  std::atomic<int>* NextCounters(int thread) {
+    const size_t line = static_cast<size_t>(kCounterStride);
+    const size_t set = line * static_cast<size_t>(threads_);
+    const size_t own = line * static_cast<size_t>(thread);
+    const int phase = for_each_[own];
+    for_each_[own] = (phase + 1) % kPhases;
+    counters_[set * static_cast<size_t>((phase + 1) % kPhases) + own].store(
+        0, std::memory_order_relaxed);
+    return counters_.data() + set * static_cast<size_t>(phase);
+  }
+
   void Worker(int index);
   void WaitForJob(uint32_t seen);
 
   const int threads_;
+  std::vector<std::atomic<int>> counters_;  // [kPhases][threads] lines: items taken of a share
+  std::vector<int> for_each_;               // [threads] lines: calls so far, modulo kPhases
   std::vector<std::thread> workers_;
   const std::function<void(int)>* job_ = nullptr;
   alignas(64) std::atomic<uint32_t> generation_{0};  // of jobs

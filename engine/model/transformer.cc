@@ -173,8 +173,8 @@ class Transformer : public Model {
     narrow_rows_.clear();
     for (const StepSequence& s : plan.sequences) {
       for (int32_t row = s.first_row; row < s.first_row + s.rows; ++row) {
-        const bool wide = Wide(plan.roles[static_cast<size_t>(row)],
-                               s.first_position + row - s.first_row);
+        const bool wide =
+            Wide(plan.roles[static_cast<size_t>(row)], s.first_position + row - s.first_row);
         (wide ? row_of_ : narrow_rows_).push_back(row);
       }
     }
@@ -289,8 +289,8 @@ class Transformer : public Model {
       qkv.sine = sine_.data();
       qkv.rope_dim = config_.rope_dim;
       qkv.kv = layout;
-      Panels(layer.q.Panels() + layer.k.Panels() + layer.v.Panels(), thread,
-             [&](int begin, int end) { kernels_.qkv_rope_append(qkv, begin, end); });
+      pool_.ForEach(layer.q.Panels() + layer.k.Panels() + layer.v.Panels(), thread,
+                    [&](int begin, int end) { kernels_.qkv_rope_append(qkv, begin, end); });
 
       PagedAttentionArgs attention;
       attention.q = q_.data();
@@ -310,8 +310,8 @@ class Transformer : public Model {
       project.w = &layer.o;
       project.rows = rows;
       project.x = x_.data();
-      Panels(layer.o.Panels(), thread,
-             [&](int begin, int end) { kernels_.project_residual(project, begin, end); });
+      pool_.ForEach(layer.o.Panels(), thread,
+                    [&](int begin, int end) { kernels_.project_residual(project, begin, end); });
 
       forms = {};
       for (const PackedMatrix* w : {&layer.gate, &layer.up}) forms.Add(*w, format);
@@ -329,13 +329,13 @@ class Transformer : public Model {
       ffn.want_quantised = forms.quantised;
       ffn.want_f32 = forms.f32;
       swiglu.out = &ffn;
-      Panels(layer.gate.Panels(), thread,
-             [&](int begin, int end) { kernels_.gate_up_swiglu(swiglu, begin, end); });
+      pool_.ForEach(layer.gate.Panels(), thread,
+                    [&](int begin, int end) { kernels_.gate_up_swiglu(swiglu, begin, end); });
 
       project.in = &ffn;
       project.w = &layer.down;
-      Panels(layer.down.Panels(), thread,
-             [&](int begin, int end) { kernels_.project_residual(project, begin, end); });
+      pool_.ForEach(layer.down.Panels(), thread,
+                    [&](int begin, int end) { kernels_.project_residual(project, begin, end); });
     }
     const int wanted = static_cast<int>(plan.logit_rows.size());
     if (wanted == 0) return;
@@ -349,8 +349,8 @@ class Transformer : public Model {
     head.w = &weights_->head;
     head.rows = wanted;
     head.logits = logits_.data();
-    Panels(weights_->head.Panels(), thread,
-           [&](int begin, int end) { kernels_.head(head, begin, end); });
+    pool_.ForEach(weights_->head.Panels(), thread,
+                  [&](int begin, int end) { kernels_.head(head, begin, end); });
     const int chunks = (config_.vocabulary_size + kSummaryChunk - 1) / kSummaryChunk;
     const auto [begin, end] = pool_.Share(wanted * chunks, thread);
     for (int i = begin; i < end; ++i) {
@@ -358,14 +358,6 @@ class Transformer : public Model {
       partials_[static_cast<size_t>(i)] = kernels_.summarise(
           Logits(i / chunks), first, std::min(kSummaryChunk, config_.vocabulary_size - first));
     }
-  }
-
-  // Runs a thread's share of the panels, then meets the others.
-  template <class Fn>
-  void Panels(int panels, int thread, const Fn& fn) {
-    const auto [begin, end] = pool_.Share(panels, thread);
-    fn(begin, end);
-    pool_.Barrier();
   }
 
   void MergeSummaries(int wanted) {
