@@ -270,21 +270,21 @@ void StepEngine::DeliverEnd(Delivery& delivery) {
   delivery.sink->OnFinished(*std::move(delivery.end), std::move(delivery.completion));
 }
 
-absl::Status CheckInteger(const std::string& name, int64_t value, int64_t low, int64_t high) {
-  if (value >= low && value <= high) return absl::OkStatus();
+absl::Status CheckInteger(const std::string& name, int64_t value, IntegerRange range) {
+  if (value >= range.low && value <= range.high) return absl::OkStatus();
   return absl::InvalidArgumentError(
-      absl::StrCat(name, ": ", value, " is outside [", low, ", ", high, "]"));
+      absl::StrCat(name, ": ", value, " is outside [", range.low, ", ", range.high, "]"));
 }
 
 }  // namespace
 
 absl::Status ValidateEngineOptions(const EngineOptions& options) {
-  RETURN_IF_ERROR(CheckInteger("threads", options.threads, 0, 1024));
-  RETURN_IF_ERROR(CheckInteger("context_length", options.context_length, 0, 1 << 24));
-  RETURN_IF_ERROR(CheckInteger("kv_bytes", options.kv_bytes, 1, int64_t{1} << 46));
-  RETURN_IF_ERROR(CheckInteger("max_running", options.max_running, 1, 1024));
-  RETURN_IF_ERROR(CheckInteger("max_queued", options.max_queued, 0, 1 << 20));
-  RETURN_IF_ERROR(CheckInteger("prefill_chunk", options.prefill_chunk, 1, 8192));
+  RETURN_IF_ERROR(CheckInteger("threads", options.threads, kThreadsRange));
+  RETURN_IF_ERROR(CheckInteger("context_length", options.context_length, kContextLengthRange));
+  RETURN_IF_ERROR(CheckInteger("kv_bytes", options.kv_bytes, kKvBytesRange));
+  RETURN_IF_ERROR(CheckInteger("max_running", options.max_running, kMaxRunningRange));
+  RETURN_IF_ERROR(CheckInteger("max_queued", options.max_queued, kMaxQueuedRange));
+  RETURN_IF_ERROR(CheckInteger("prefill_chunk", options.prefill_chunk, kPrefillChunkRange));
   if (!(options.step_target_seconds >= 0 && std::isfinite(options.step_target_seconds))) {
     return absl::InvalidArgumentError(absl::StrCat(
         "step_target_seconds: ", options.step_target_seconds, " is not a time"));

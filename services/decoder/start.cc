@@ -18,6 +18,9 @@ constexpr char kDefaultModelFile[] = "SmolLM2-135M-Instruct.Q4_1.gguf";
 // not HTTP/2's limit to hide it.
 constexpr int32_t kMaxStreams = 4096;
 
+constexpr int32_t Low(IntegerRange range) { return static_cast<int32_t>(range.low); }
+constexpr int32_t High(IntegerRange range) { return static_cast<int32_t>(range.high); }
+
 class RunningDecoder : public RunningService {
  public:
   RunningDecoder() : runtime_("decoder") {}
@@ -61,19 +64,25 @@ void DeclareDecoderOptions(OptionSet& set, DecoderConfig* config) {
       .String("model_id", &engine.model_id, "Name of the model; empty: from the file.")
       .Choice("chat_template", &engine.chat_template, {"", "chatml", "llama3"},
               "Template of chat prompts; empty: by the model's own.")
-      .Int("threads", &engine.threads, 0, 1024, "Threads of a step; 0: one per core.")
+      .Int("threads", &engine.threads, Low(kThreadsRange), High(kThreadsRange),
+           "Threads of a step; 0: one per core.")
       .Choice("kernels", &engine.kernels, {"", "reference", "avx2", "avx512vnni"},
               "Instruction-set tier; empty: the best of this machine.")
       .Choice("activations", &config->activations, {"mixed", "exact", "fast", "f32"},
-              "Arithmetic: mixed (16 bits, long prompts 8), exact (16), fast (8); f32: the ruler's.")
+              "Arithmetic: mixed (16 bits, long prompts 8), exact (16), fast (8); f32: the "
+              "ruler's.")
       .Choice("kv_format", &config->kv_format, {"f16", "f32"}, "Format of the KV cache.")
-      .Int("context_length", &engine.context_length, 0, 1 << 24,
+      .Int("context_length", &engine.context_length, Low(kContextLengthRange),
+           High(kContextLengthRange),
            "Tokens of prompt and answer; 0: the model's own.")
-      .Bytes("kv_bytes", &engine.kv_bytes, 1LL << 20, 1LL << 44, "Budget of the KV cache.")
-      .Int("max_running", &engine.max_running, 1, 4096, "Sequences in a step.")
-      .Int("max_queued", &engine.max_queued, 0, 1 << 20,
+      .Bytes("kv_bytes", &engine.kv_bytes, kKvBytesRange.low, kKvBytesRange.high,
+             "Budget of the KV cache.")
+      .Int("max_running", &engine.max_running, Low(kMaxRunningRange), High(kMaxRunningRange),
+           "Sequences in a step.")
+      .Int("max_queued", &engine.max_queued, Low(kMaxQueuedRange), High(kMaxQueuedRange),
            "Requests that wait; more are refused at once.")
-      .Int("prefill_chunk", &engine.prefill_chunk, 1, 1 << 16, "Prompt tokens in a step, at most.")
+      .Int("prefill_chunk", &engine.prefill_chunk, Low(kPrefillChunkRange),
+           High(kPrefillChunkRange), "Prompt tokens in a step, at most.")
       .Duration("step_target", &engine.step_target_seconds, 0, 3600,
                 "A step with prompts should take no longer while others decode; 0: any time.")
       .Bool("prefix_cache", &engine.prefix_cache,

@@ -51,6 +51,18 @@ constexpr ActivationFormat ActivationFormatOf(std::string_view name) {
 
 enum class KvFormat { kF16, kF32 };
 
+// What the numbers below may be; the engine refuses others, and flags have the same ranges.
+struct IntegerRange {
+  int64_t low;
+  int64_t high;
+};
+inline constexpr IntegerRange kThreadsRange = {0, 1024};
+inline constexpr IntegerRange kContextLengthRange = {0, 1 << 24};
+inline constexpr IntegerRange kKvBytesRange = {1, int64_t{1} << 46};
+inline constexpr IntegerRange kMaxRunningRange = {1, 1024};
+inline constexpr IntegerRange kMaxQueuedRange = {0, 1 << 20};
+inline constexpr IntegerRange kPrefillChunkRange = {1, 8192};
+
 struct EngineOptions {
   std::string model_path;
   std::string model_id;       // empty: the file's stem
