@@ -18,6 +18,7 @@
 #include "engine/io/gguf.h"
 #include "engine/kernels/registry.h"
 #include "engine/model/model.h"
+#include "engine/model/weights.h"
 
 namespace cogumi::bench {
 namespace {
@@ -45,18 +46,6 @@ absl::StatusOr<std::vector<SpeedTest>> SelectTests(const std::vector<std::string
     }
   }
   return selected;
-}
-
-// Bytes of weights that one token reads: all tensors, but of an untied embedding only a row.
-int64_t BytesPerToken(const GgufFile& file) {
-  const bool untied = file.FindTensor("output.weight") != nullptr;
-  int64_t bytes = 0;
-  for (const GgufTensor& tensor : file.tensors()) {
-    if (!untied || tensor.name != "token_embd.weight") {
-      bytes += static_cast<int64_t>(tensor.data.size());
-    }
-  }
-  return bytes;
 }
 
 nlohmann::json MachineJson(ThreadPool& pool) {

@@ -147,6 +147,16 @@ uint8_t* Arena::Take(size_t bytes) {
   return p;
 }
 
+int64_t BytesPerToken(const GgufFile& file) {
+  const bool untied = file.FindTensor("output.weight") != nullptr;
+  uint64_t bytes = 0;
+  for (const GgufTensor& tensor : file.tensors()) {
+    const bool one_row = untied && tensor.name == "token_embd.weight";
+    bytes += one_row ? tensor.data.size() / tensor.Rows() : tensor.data.size();
+  }
+  return static_cast<int64_t>(bytes);
+}
+
 absl::StatusOr<std::unique_ptr<Weights>> Weights::Load(const GgufFile& file,
                                                        const ModelConfig& config,
                                                        ThreadPool* pool) {

@@ -56,4 +56,8 @@ struct Weights {
   Arena arena_;
 };
 
+// Bytes of weights in the file that one token reads: all tensors, but of an untied embedding only
+// a row.
+int64_t BytesPerToken(const GgufFile& file);
+
 }  // namespace cogumi

@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/core/status_macros.h"
 #include "engine/io/gguf.h"
+#include "engine/model/weights.h"
 #include "engine/runtime/engine_parts.h"
 
 namespace cogumi {
@@ -41,6 +42,7 @@ ModelDescription Describe(const GgufFile& file, const ModelConfig& config,
   description.architecture = "llama";  // ModelConfig refuses any other
   description.path = options.model_path;
   description.file_bytes = static_cast<int64_t>(file.bytes());
+  description.bytes_per_token = BytesPerToken(file);
   for (const GgufTensor& tensor : file.tensors()) {
     description.parameters += static_cast<int64_t>(tensor.Elements());
   }

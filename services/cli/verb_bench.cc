@@ -168,6 +168,12 @@ class BenchVerb : public Verb {
     return static_cast<double>(tokens - 1) / (end - first);
   }
 
+  static double Median(std::vector<double> values) {
+    std::sort(values.begin(), values.end());
+    const size_t middle = values.size() / 2;
+    return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
+  }
+
   // Different each time, so that nothing is found in a cache of prompts.
   std::vector<TokenId> RandomTokens(int32_t count) {
     std::vector<TokenId> tokens;
@@ -181,7 +187,7 @@ class BenchVerb : public Verb {
   }
 
   void Report(const ModelFile& file, const std::vector<Case>& cases, int threads, double bandwidth,
-              std::map<std::string, std::vector<double>>& rates) {
+              const std::map<std::string, std::vector<double>>& rates) {
     const Receipt& kernels = engine_->Configuration();
     const std::string instruction_set =
         kernels.kernel_configuration.substr(0, kernels.kernel_configuration.find('/'));
@@ -194,14 +200,11 @@ class BenchVerb : public Verb {
           threads, bandwidth / 1e9, "case", "median", "best");
     }
     for (const Case& one : cases) {
-      std::vector<double>& values = rates[one.name];
-      const std::vector<double> in_order = values;
-      std::sort(values.begin(), values.end());
-      const size_t middle = values.size() / 2;
-      const double median =
-          values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
+      const std::vector<double>& values = rates.at(one.name);
+      const double best = *std::max_element(values.begin(), values.end());
+      const double median = Median(values);
       JsonArray rounds;
-      for (const double value : in_order) rounds.Add(value);
+      for (const double value : values) rounds.Add(value);
       results.Add(JsonObject()
                       .Add("name", one.name)
                       .Add("unit", "tokens/s")
@@ -209,14 +212,14 @@ class BenchVerb : public Verb {
                       .Add("generated_tokens", one.generated)
                       .Add("streams", one.streams)
                       .Add("median", median)
-                      .Add("best", values.back())
+                      .Add("best", best)
                       .Add("rounds", rounds));
       if (!json()) {
-        std::printf("%-14s %12.1f %12.1f\n", one.name.c_str(), median, values.back());
+        std::printf("%-14s %12.1f %12.1f\n", one.name.c_str(), median, best);
       }
     }
     if (!json()) return;
-    const double decode = rates["decode"].back();
+    const int64_t bytes_per_token = engine_->Model().bytes_per_token;
     std::puts(JsonObject()
                   .Add("machine", ToJson(DescribeMachine()))
                   .Add("model", file.path)
@@ -226,8 +229,12 @@ class BenchVerb : public Verb {
                   .Add("instruction_set", instruction_set)
                   .Add("kernel_configuration", kernels.kernel_configuration)
                   .Add("read_bandwidth_bytes_per_second", bandwidth)
+                  .Add("bytes_per_token", bytes_per_token)
+                  // Of the median, like every figure that is compared.
                   .Add("decode_bandwidth_share",
-                       bandwidth > 0 ? decode * static_cast<double>(file.bytes) / bandwidth : 0.0)
+                       bandwidth > 0 ? Median(rates.at("decode")) *
+                                           static_cast<double>(bytes_per_token) / bandwidth
+                                     : 0.0)
                   .Add("results", results)
                   .str()
                   .c_str());

@@ -233,6 +233,12 @@ def test_bench_tells_machine_and_configuration(cluster):
     assert set(cases) == {"decode", "prefill", "batch-2", "depth-32"}
     for case in cases.values():
         assert len(case["rounds"]) == 2 and 0 < case["median"] <= case["best"]
+        assert case["median"] == pytest.approx(sum(case["rounds"]) / 2)
+    # The file holds a vocabulary beside the weights that a token reads.
+    assert 0.9 * result["model_bytes"] < result["bytes_per_token"] < result["model_bytes"]
+    assert result["decode_bandwidth_share"] == pytest.approx(
+        cases["decode"]["median"] * result["bytes_per_token"]
+        / result["read_bandwidth_bytes_per_second"])
 
 
 def test_doctor_says_what_is_wrong(cluster, environment, tmp_path):

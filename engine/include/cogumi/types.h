@@ -125,6 +125,7 @@ struct ModelDescription {
   std::string path;
   std::string digest;  // SHA-256 of the file, hex
   int64_t file_bytes = 0;
+  int64_t bytes_per_token = 0;  // weights in the file that a token reads
   int64_t parameters = 0;
   int32_t context_length = 0;
   int32_t vocabulary_size = 0;

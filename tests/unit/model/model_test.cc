@@ -16,6 +16,7 @@
 #include "engine/core/half.h"
 #include "engine/io/gguf.h"
 #include "engine/kernels/registry.h"
+#include "engine/model/weights.h"
 #include "tests/kernels/every_tier.h"
 #include "tests/support/gguf_writer.h"
 #include "tests/support/tiny_model.h"
@@ -316,6 +317,18 @@ TEST(Model, NamesWhatItCannotRun) {
   options = {};
   options.kernels = "none";
   EXPECT_THAT(LoadError(TinyModelBytes({}), options).ToString(), HasSubstr("none"));
+}
+
+TEST(Weights, ATokenReadsOneRowOfAnUntiedEmbedding) {
+  TinyModelOptions tiny;
+  const auto tied = Parse(TinyModelBytes(tiny));
+  int64_t all = 0;
+  for (const GgufTensor& tensor : tied->tensors()) all += static_cast<int64_t>(tensor.data.size());
+  EXPECT_EQ(BytesPerToken(*tied), all);
+  tiny.tied = false;
+  const int64_t row = static_cast<int64_t>(tiny.embedding_length) * 4;
+  // The head takes the place of the embedding.
+  EXPECT_EQ(BytesPerToken(*Parse(TinyModelBytes(tiny))), all + row);
 }
 
 TEST(Model, RefusesScratchBeyondTheLimitBeforeItTakesIt) {
