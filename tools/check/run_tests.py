@@ -25,7 +25,9 @@ PYTEST_TIMEOUT_SECONDS = 1500
 SANITIZERS = {
     "asan": {"ASAN_OPTIONS": "abort_on_error=0:detect_leaks=1:allocator_may_return_null=1",
              "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1"},
-    "tsan": {"TSAN_OPTIONS": "halt_on_error=0:second_deadlock_stack=1"},
+    "tsan": {"TSAN_OPTIONS": "halt_on_error=0:second_deadlock_stack=1"
+                             # The session store is killed in a child.
+                             ":die_after_fork=0"},
 }
 
 
