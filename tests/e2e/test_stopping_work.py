@@ -7,64 +7,108 @@ import socket
 import grpc
 import pytest
 from conftest import collect
-from cluster import eventually
+from cluster import Cluster, eventually
 from test_contract import details
 
 LONG = {"max_tokens": 8000, "ignore_eos": True}
 
 
-def generated(cluster):
-    return cluster.value("decoder", "vllm:generation_tokens_total")
+def steps(cluster):
+    return cluster.value("decoder", "cogumi_engine_steps_total")
 
 
-def assert_stopped(cluster, running_before_stop):
-    """Slot and pages are free, and no token is generated any more."""
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory):
+    """Steps that take far longer than a call between processes, so that they can be counted from
+    outside: the scalar kernels, and few rows of a prompt in a step."""
+    running = Cluster(tmp_path_factory.mktemp("slow"), "--decoder.kernels", "reference",
+                      "--decoder.activations", "f32", "--decoder.prefill-chunk", "4")
+    yield running
+    assert running.stop() == 0, running.log_text()
+
+
+def assert_stopped_within_two_steps(cluster, known):
+    """`known`: the steps that had ended when the work was given up."""
     cluster.await_idle()
-    at_rest = generated(cluster)
-    assert at_rest - running_before_stop < 200, "it ran on for hundreds of tokens"
-    assert generated(cluster) == at_rest
+    at_rest = steps(cluster)
+    assert at_rest - known <= 2, "it ran on"
+    # Idle means idle: what was given up takes no step any more.
+    for _ in range(5):
+        assert steps(cluster) == at_rest
 
 
-def test_cancel_stops_the_work(client, cluster):
-    stream = client.chat(client.request("Tell me a very long story.", **LONG))
-    for _ in range(3):
-        next(stream)
-    before = generated(cluster)
+def sampling(client):
+    return client.pb.common.SamplingParams(temperature=0, **LONG)
+
+
+def begun(stream, tokens=3):
+    """Reads some tokens of an answer. The first comes with the step that reads a prompt as short
+    as these, each other with a step of its own."""
+    read = 0
+    while read < tokens:
+        read += len(next(stream).chunk.token_ids)
+    return read
+
+
+def test_cancel_stops_the_work(slow, connect):
+    client = connect(slow)
+    before = steps(slow)
+    stream = client.complete(text="Once", sampling=sampling(client))
+    read = begun(stream)
     stream.cancel()
-    assert_stopped(cluster, before)
-    assert cluster.value("decoder", "cogumi_engine_requests_cancelled_total") > 0
+    assert_stopped_within_two_steps(slow, before + read)
+    assert slow.value("decoder", "cogumi_engine_requests_cancelled_total") > 0
 
 
-def test_cancel_while_the_prompt_is_read_stops_the_work(client, cluster):
-    stream = client.chat(client.request("word " * 6000, max_tokens=500, ignore_eos=True))
-    eventually(lambda: not cluster.idle(), "a request at the decoder")
-    before = generated(cluster)
+def test_cancel_while_the_prompt_is_read_stops_the_work(slow, connect):
+    client = connect(slow)
+    before = steps(slow)
+    stream = client.complete(text="word " * 400, sampling=sampling(client))
+    eventually(lambda: steps(slow) > before, "a step over the prompt")
+    known = steps(slow)
     stream.cancel()
-    assert_stopped(cluster, before)
+    assert_stopped_within_two_steps(slow, known)
+    assert known - before < 90, "the prompt was read already"
 
 
-def test_a_lost_grpc_connection_stops_the_work(connect, cluster):
-    client = connect(cluster)
-    stream = client.chat(client.request("Tell me a very long story.", **LONG))
-    next(stream)
-    before = generated(cluster)
+def test_a_lost_grpc_connection_stops_the_work(slow, connect):
+    client = connect(slow)
+    before = steps(slow)
+    read = begun(client.complete(text="Once", sampling=sampling(client)))
     client.channel.close()
-    assert_stopped(cluster, before)
+    assert_stopped_within_two_steps(slow, before + read)
 
 
-def test_a_lost_http_connection_stops_the_work(cluster):
-    connection = http.client.HTTPConnection(cluster.http, timeout=30)
-    connection.request("POST", "/v1/chat/completions", json.dumps({
+def test_a_lost_http_connection_stops_the_work(slow):
+    before = steps(slow)
+    connection = http.client.HTTPConnection(slow.http, timeout=60)
+    connection.request("POST", "/v1/completions", json.dumps({
         "model": "", "stream": True, "temperature": 0, "max_tokens": 8000,
-        "messages": [{"role": "user", "content": "Count from one to ten thousand, one by one."}],
+        "prompt": "Once", "logprobs": 0,
     }), {"Content-Type": "application/json"})
     response = connection.getresponse()
     assert response.status == 200
-    assert response.readline().startswith(b"data: ")
-    before = generated(cluster)
+    read = 0
+    while read < 3:
+        line = response.readline()
+        if line.startswith(b"data: "):
+            logprobs = json.loads(line[6:])["choices"][0]["logprobs"]
+            read += len(logprobs["tokens"]) if logprobs else 0
     connection.sock.shutdown(socket.SHUT_RDWR)
     connection.close()
-    assert_stopped(cluster, before)
+    assert_stopped_within_two_steps(slow, before + read)
+
+
+def test_a_deadline_stops_the_work(slow, connect):
+    client = connect(slow)
+    before = steps(slow)
+    read = 0
+    with pytest.raises(grpc.RpcError) as error:
+        for event in client.complete(text="Once", sampling=sampling(client), timeout=2):
+            read += len(event.chunk.token_ids)
+    assert error.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert read > 0
+    assert_stopped_within_two_steps(slow, before + read)
 
 
 def test_a_full_queue_refuses_at_once(own_cluster, connect):
