@@ -1,6 +1,8 @@
 """Tenants with tokens, roles and quotas: nobody sees another's data."""
+import concurrent.futures
 import http.client
 import json
+import threading
 
 import grpc
 import pytest
@@ -68,6 +70,43 @@ def test_two_tenants_never_mix(guarded, connect, pb):
     assert len(globex.turns("shared")) == 2 and len(acme.turns("shared")) == 0
     for word in ("ACME-1234", "GLOBEX-5678", "secret"):
         assert word not in guarded.log_text(), word
+
+
+def test_two_tenants_at_once_answer_as_each_alone(guarded, connect):
+    """The same session id for both, streams that interleave in one batch: each answer is the one
+    that the tenant gets when nobody else asks."""
+    tokens = {"acme": "acme-secret-0123456789", "globex": "globex-secret-0123456789"}
+    questions = {"acme": ["My favourite fruit is the mango.", "Name three rivers.",
+                          "Which fruit do I like?"],
+                 "globex": ["My favourite fruit is the plum.", "Name three mountains.",
+                            "Which fruit do I like?"]}
+
+    def talk(tenant, session, turn_done=lambda: None):
+        client = connect(guarded, tokens[tenant])
+        told = []
+        for question in questions[tenant]:
+            pieces = []
+            for event in client.chat(client.request(question, session=session, max_tokens=48,
+                                                    ignore_eos=True)):
+                pieces += event.chunk.token_ids
+            told.append(pieces)
+            turn_done()
+        client.channel.close()
+        return told
+
+    alone = {tenant: talk(tenant, "alone") for tenant in tokens}
+    assert alone["acme"] != alone["globex"]
+    # Both begin each turn together, so that their tokens come out of the same steps.
+    steps = guarded.value("decoder", "cogumi_engine_steps_total")
+    for number in range(3):
+        together = threading.Barrier(2, timeout=60)
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            futures = {tenant: pool.submit(talk, tenant, f"together{number}", together.wait)
+                       for tenant in tokens}
+            for tenant, future in futures.items():
+                assert future.result(120) == alone[tenant], tenant
+    taken = guarded.value("decoder", "cogumi_engine_steps_total") - steps
+    assert taken < 3 * 2 * 3 * 48, "the streams never shared a step"
 
 
 def test_explain_is_for_operators(guarded, connect, pb):
