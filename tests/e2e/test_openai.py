@@ -166,7 +166,8 @@ def test_session_by_header(api, client):
     ("temperature", -0.1), ("temperature", 2.1), ("temperature", "warm"), ("top_p", 0),
     ("top_p", 1.1), ("n", 0), ("n", 1000), ("n", 1.5), ("max_tokens", 0), ("max_tokens", -1),
     ("max_completion_tokens", 0), ("presence_penalty", -2.1), ("presence_penalty", 2.1),
-    ("frequency_penalty", 2.1), ("top_logprobs", 21), ("top_logprobs", -1), ("logprobs", "yes"),
+    ("frequency_penalty", 2.1), ("frequency_penalty", -2.1), ("max_tokens", 8193),
+    ("max_completion_tokens", 8193), ("top_logprobs", 21), ("top_logprobs", -1), ("logprobs", "yes"),
     ("stop", ["x"] * 17), ("stop", [""]), ("stop", 5), ("seed", "x"), ("logit_bias", {"5": 101}),
     ("logit_bias", {"-1": 1}), ("logit_bias", {"x": 1}), ("messages", []), ("messages", "hello"),
     ("messages", [{"role": "wizard", "content": "x"}]), ("messages", [{"role": "user"}]),
@@ -183,6 +184,53 @@ def test_bad_values_are_refused_by_name(cluster, field, value):
     error = answer["error"]
     assert error["type"] == "invalid_request_error"
     assert field in (error["param"] or "") or field in error["message"], error
+
+
+NUMBERS = ("temperature", "top_p", "n", "max_tokens", "max_completion_tokens", "presence_penalty",
+           "frequency_penalty", "top_logprobs", "seed")
+
+
+@pytest.mark.parametrize("literal", ["1e308", "-1e308", "123456789012345678901234567890", "{}", "[]",
+                                     '"x"', "true"])
+@pytest.mark.parametrize("field", NUMBERS)
+def test_huge_numbers_and_other_types_are_refused_by_name(cluster, field, literal):
+    others = '"logprobs": true,' if field == "top_logprobs" else ""
+    status, _, answer = post(cluster, "/v1/chat/completions",
+                             '{"messages": %s, %s "%s": %s}' % (json.dumps(QUESTION), others, field,
+                                                                literal))
+    assert status == 400, answer
+    assert field in (answer["error"]["param"] or "") or field in answer["error"]["message"], answer
+
+
+@pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
+@pytest.mark.parametrize("field", NUMBERS)
+def test_what_is_no_number_is_no_request(cluster, field, literal):
+    """JSON knows neither NaN nor infinities."""
+    status, _, answer = post(cluster, "/v1/chat/completions",
+                             '{"messages": %s, "%s": %s}' % (json.dumps(QUESTION), field, literal))
+    assert status == 400 and answer["error"]["message"], answer
+
+
+@pytest.mark.parametrize("bias", ['{"5": 1e308}', '{"5": -100.01}', '{"5": "x"}', '{"5": null}',
+                                  '{"49152": 1}', '{"99999999999999999999": 1}', '{"5.5": 1}', "[]",
+                                  '{"": 1}', "5"])
+def test_bad_biases_are_refused_by_name(cluster, bias):
+    status, _, answer = post(cluster, "/v1/chat/completions",
+                             '{"messages": %s, "max_tokens": 1, "logit_bias": %s}'
+                             % (json.dumps(QUESTION), bias))
+    assert status == 400 and "logit_bias" in str(answer["error"]), answer
+
+
+@pytest.mark.parametrize("field, value", [
+    ("max_tokens", 0), ("max_tokens", 8193), ("temperature", -0.1), ("temperature", 2.1),
+    ("logprobs", -1), ("logprobs", 21), ("frequency_penalty", -2.1), ("n", 0), ("prompt", 5),
+    ("prompt", [-1]), ("prompt", [49152]), ("prompt", {}), ("stop", [""]), ("seed", -1.5)])
+def test_completions_refuse_bad_values_by_name(cluster, field, value):
+    body = {"prompt": "x", "max_tokens": 1, field: value}
+    status, _, answer = post(cluster, "/v1/completions", body)
+    assert status == 400, answer
+    shown = str(answer["error"])
+    assert field in shown or (field == "prompt" and "tokens" in shown), answer
 
 
 @pytest.mark.parametrize("field, value", [
