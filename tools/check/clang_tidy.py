@@ -25,7 +25,10 @@ def sources(pattern: str) -> list[str]:
 def tidy(name: str) -> tuple[str, str]:
     result = subprocess.run(["clang-tidy", "-quiet", "-p", "build", name], cwd=ROOT,
                             capture_output=True, text=True)
-    return name, result.stdout if result.returncode else ""
+    if result.returncode == 0:
+        return name, ""
+    # Killed for memory, or without a configuration, it says nothing on standard output.
+    return name, result.stdout + result.stderr or f"{name}: exit code {result.returncode}"
 
 
 def main() -> int:

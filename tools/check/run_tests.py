@@ -22,6 +22,8 @@ REPORTS = ROOT / "build" / "test-reports"
 PYTHON_TESTS = {"unit": "tests/unit", "kernels": "tests/kernels", "services": "tests/services",
                 "fuzz": "tests/fuzz", "lint": "tools/check", "e2e": "tests/e2e"}
 PYTEST_TIMEOUT_SECONDS = 1500
+# About half a minute a file and core.
+CLANG_TIDY_TIMEOUT_SECONDS = 3000
 SANITIZERS = {
     "asan": {"ASAN_OPTIONS": "abort_on_error=0:detect_leaks=1:allocator_may_return_null=1",
              "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1"},
@@ -227,7 +229,8 @@ def run_pytest(subset: str, folder: str, pattern: re.Pattern | None,
 
 def run_clang_tidy(pattern: re.Pattern | None, list_only: bool) -> Outcome | None:
     script = ROOT / "tools" / "check" / "clang_tidy.py"
-    entry = CtestEntry("clang-tidy", [sys.executable, str(script)], [], 600, str(ROOT), {}, None)
+    entry = CtestEntry("clang-tidy", [sys.executable, str(script)], [],
+                       CLANG_TIDY_TIMEOUT_SECONDS, str(ROOT), {}, None)
     return run_entry(entry, pattern, list_only, "", {})
 
 

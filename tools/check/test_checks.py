@@ -1,5 +1,7 @@
 """The checks pass over the tree, and each of them sees what it is there for."""
+import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -7,6 +9,7 @@ import sys
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import clang_tidy  # noqa: E402
 import files  # noqa: E402
 import includes  # noqa: E402
 import proto  # noqa: E402
@@ -118,6 +121,28 @@ def test_a_style_error_is_seen(changed_contracts):
 def test_a_breaking_change_is_seen(changed_contracts):
     root = changed_contracts("gateway.proto", "string session_id = 4;", "string session_id = 40;")
     assert "session_id" in proto.breaking(root)
+
+
+@pytest.mark.parametrize("script, words", [
+    ("echo a finding; exit 1", "a finding"),
+    ("echo no configuration >&2; exit 1", "no configuration"),
+    ("kill -KILL $$", "exit code -9"),
+    ("echo suppressed warnings >&2", ""),
+])
+def test_clang_tidy_fails_loudly(monkeypatch, tmp_path, script, words):
+    fake = tmp_path / "clang-tidy"
+    fake.write_text(f"#!/bin/bash\n{script}\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = clang_tidy.tidy("engine/core/clock.cc")[1]
+    assert words in found and bool(found) == bool(words)
+
+
+def test_metrics_of_the_documentation_exist():
+    code = "".join(file.read_text() for file in (ROOT / "services").rglob("*.cc"))
+    for name in re.findall(r"`((?:cogumi|vllm)[_:][a-z0-9_]+)`",
+                           (ROOT / "docs/operations.md").read_text()):
+        assert name.endswith("_") or f'"{name}"' in code, name
 
 
 def test_every_shell_script_parses():
