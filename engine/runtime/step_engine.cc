@@ -47,6 +47,7 @@ class StepEngine : public Engine {
                                        std::shared_ptr<ResponseSink> sink) override;
   void Cancel(RequestHandle handle) override;
   EngineStats Stats() const override;
+  const std::string& ModelId() const override { return description_.id; }
   const ModelDescription& Model() const override;
   const Receipt& Configuration() const override { return configuration_; }
   bool Healthy() const override;

@@ -84,8 +84,7 @@ class EngineCollectable : public prometheus::Collectable {
 
   std::vector<prometheus::MetricFamily> Collect() const override {
     const EngineStats stats = engine_.Stats();
-    const std::string& model_name = engine_.Model().id;
-    FamilyList list(model_name);
+    FamilyList list(engine_.ModelId());
     const auto number = [](auto value) { return static_cast<double>(value); };
     list.Gauge("vllm:num_requests_running", "Sequences in the step.", stats.running);
     list.Gauge("vllm:num_requests_waiting", "Requests in the queue.", stats.queued);

@@ -41,25 +41,14 @@ size_t BytesOf(const Prompt& prompt) {
 // Kept by the service and by every stream: the engine may end a cancelled request late.
 struct Shared {
   Shared(ServiceRuntime& service_runtime, Engine& service_engine)
-      : runtime(service_runtime), engine(service_engine) {}
-
-  // Made with the first answer: Engine::Model may wait for the file's digest, which the start of
-  // the service does not.
-  DecoderMetrics& metrics() {
-    std::call_once(metrics_once_, [this] {
-      metrics_ = std::make_unique<DecoderMetrics>(*runtime.registry, engine.Model().id);
-      model_known = true;
-    });
-    return *metrics_;
-  }
+      : runtime(service_runtime),
+        engine(service_engine),
+        metrics(*service_runtime.registry, service_engine.ModelId()) {}
 
   ServiceRuntime& runtime;
   Engine& engine;
-  std::atomic<bool> model_known{false};  // Model() no longer waits
-
- private:
-  std::once_flag metrics_once_;
-  std::unique_ptr<DecoderMetrics> metrics_;
+  std::atomic<bool> model_known{false};  // Engine::Model no longer waits
+  DecoderMetrics metrics;
 };
 
 // Runs small work here, large work on the worker; false when the worker has too much to do.
@@ -168,9 +157,9 @@ class GenerateStream : public StreamWriter<v1::GenerateResponse>, public Respons
     if (!chunk.tokens.empty()) {
       if (last_token_ == 0) {
         first_token_seconds_ = now - call().started();
-        shared_->metrics().time_to_first_token.Observe(first_token_seconds_);
+        shared_->metrics.time_to_first_token.Observe(first_token_seconds_);
       } else {
-        shared_->metrics().inter_token_latency.Observe(now - last_token_);
+        shared_->metrics.inter_token_latency.Observe(now - last_token_);
       }
       last_token_ = now;
     }
@@ -191,7 +180,7 @@ class GenerateStream : public StreamWriter<v1::GenerateResponse>, public Respons
   }
 
   void Record(const absl::Status& status, const Completion& completion) {
-    DecoderMetrics& metrics = shared_->metrics();
+    DecoderMetrics& metrics = shared_->metrics;
     metrics.queue_wait.Observe(completion.timings.queue);
     metrics.e2e_latency.Observe(shared_->runtime.clock->Now() - call().started());
     if (status.ok()) {
@@ -213,7 +202,7 @@ class GenerateStream : public StreamWriter<v1::GenerateResponse>, public Respons
   }
 
   void OnAbandoned(const absl::Status& why) override {
-    if (absl::IsResourceExhausted(why)) shared_->metrics().slow_readers.Increment();
+    if (absl::IsResourceExhausted(why)) shared_->metrics.slow_readers.Increment();
     cancel_.Gone();
   }
 

@@ -102,6 +102,8 @@ class Engine {
   virtual void Cancel(RequestHandle handle) = 0;
 
   virtual EngineStats Stats() const = 0;
+  // Model().id, without any wait.
+  virtual const std::string& ModelId() const = 0;
   // The first call may wait: the file's digest is computed in the background after Create (about a
   // second per gigabyte). Answers that end before wait for it too; nothing else does.
   virtual const ModelDescription& Model() const = 0;

@@ -45,7 +45,11 @@ class FakeEngine : public Engine {
                                        std::shared_ptr<ResponseSink> sink) override;
   void Cancel(RequestHandle handle) override;
   EngineStats Stats() const override;
-  const ModelDescription& Model() const override { return model_; }
+  const std::string& ModelId() const override { return model_.id; }
+  const ModelDescription& Model() const override {
+    ++model_calls_;
+    return model_;
+  }
   const Receipt& Configuration() const override { return configuration_; }
   bool Healthy() const override { return healthy_; }
   void Drain() override;
@@ -61,6 +65,8 @@ class FakeEngine : public Engine {
   bool WaitIdle(double seconds = 10);
   // The last request that was submitted.
   GenerationRequest LastRequest() const;
+  // Calls of Model(), which may wait in a real engine.
+  int model_calls() const { return model_calls_; }
   // The last prompt that was tokenised, as text.
   std::string LastPromptText() const;
 
@@ -82,6 +88,7 @@ class FakeEngine : public Engine {
   ModelDescription model_;
   Receipt configuration_;
   std::atomic<bool> healthy_{true};
+  mutable std::atomic<int> model_calls_{0};
 
   std::mutex step_mutex_;  // one step at a time
   mutable std::mutex mutex_;
