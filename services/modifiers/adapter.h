@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cogumi/v1/modifiers.pb.h"
+#include "services/modifiers/base_model.h"
 
 namespace cogumi::services {
 
@@ -19,18 +20,6 @@ inline constexpr char kWeightsFile[] = "adapter_model.safetensors";
 inline constexpr const char* kAdapterFiles[] = {kConfigFile, kWeightsFile, kCardFile};
 inline constexpr uint64_t kMaxJsonBytes = 64 * 1024;
 inline constexpr uint64_t kMaxWeightsBytes = 1ULL << 30;
-
-// The base model that adapters are checked against. The defaults are the default model's.
-struct BaseModel {
-  std::string name = "SmolLM2-135M-Instruct";
-  std::string digest = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
-  int32_t layers = 30;
-  int32_t embedding_length = 576;
-  int32_t heads = 9;
-  int32_t kv_heads = 3;
-  int32_t head_length = 64;
-  int32_t feed_forward_length = 1536;
-};
 
 bool IsValidAdapterName(std::string_view name);  // ^[a-z0-9][a-z0-9._-]{0,63}$
 bool IsValidDigest(std::string_view digest);     // ^[0-9a-f]{64}$

@@ -52,6 +52,19 @@ class Staging {
   std::string path_;
 };
 
+// Sizes and times of the files: other bytes make another text.
+std::string StateOfFiles(const std::string& folder) {
+  std::string text;
+  for (const char* name : kAdapterFiles) {
+    struct stat status = {};
+    if (::stat(Cat(folder, "/", name).c_str(), &status) != 0) continue;
+    text +=
+        Cat(name, " ", status.st_ino, " ", status.st_size, " ", status.st_mtim.tv_sec, ".",
+            status.st_mtim.tv_nsec, " ", status.st_ctim.tv_sec, ".", status.st_ctim.tv_nsec, "\n");
+  }
+  return text;
+}
+
 bool IsInside(const fs::path& path, const fs::path& folder) {
   const auto end = std::mismatch(folder.begin(), folder.end(), path.begin(), path.end());
   return end.first == folder.end();
@@ -104,7 +117,7 @@ void Catalogue::DeleteOrphans() {
     const auto has_digest = [&digest](const auto& entry) {
       return entry.second.digest() == digest;
     };
-    if (std::none_of(adapters_.begin(), adapters_.end(), has_digest) &&
+    if (std::none_of(state_.adapters.begin(), state_.adapters.end(), has_digest) &&
         std::none_of(left_out_.begin(), left_out_.end(), has_digest)) {
       orphans.push_back(it->path());
     }
@@ -136,7 +149,19 @@ absl::Status Catalogue::ReadIndex() {
       adapters->array() == nullptr) {
     return damaged("revision or adapters are missing");
   }
-  revision_ = *revision->integer();
+  state_.revision = *revision->integer();
+  if (const Json* removed = root->Find("removed"); removed != nullptr) {
+    if (removed->array() == nullptr) return damaged("a malformed list of removed adapters");
+    for (const Json& entry : *removed->array()) {
+      const Json* name = entry.Find("name");
+      const Json* digest = entry.Find("digest");
+      if (name == nullptr || name->string() == nullptr || digest == nullptr ||
+          digest->string() == nullptr) {
+        return damaged("a malformed removed adapter");
+      }
+      state_.removed[*name->string()] = *digest->string();
+    }
+  }
   for (const Json& entry : *adapters->array()) {
     const Json* name = entry.Find("name");
     const Json* digest = entry.Find("digest");
@@ -146,7 +171,13 @@ absl::Status Catalogue::ReadIndex() {
         registered == nullptr || registered->integer() == nullptr) {
       return damaged("a malformed adapter");
     }
-    auto adapter = InspectAdapter(FolderOf(*digest->string()), options_.base);
+    const Json* from_folder = entry.Find("from_folder");
+    if (from_folder != nullptr && from_folder->boolean() != nullptr && *from_folder->boolean()) {
+      state_.from_folder.insert(*name->string());
+    }
+    const auto base = Base();
+    auto adapter = base.ok() ? InspectAdapter(FolderOf(*digest->string()), *base)
+                             : absl::StatusOr<v1::Adapter>(base.status());
     if (adapter.ok() && adapter->digest() != *digest->string()) {
       adapter = absl::DataLossError("its bytes have another digest than they were stored by");
     }
@@ -160,33 +191,57 @@ absl::Status Catalogue::ReadIndex() {
     }
     adapter->set_name(*name->string());
     adapter->set_registered_ms(*registered->integer());
-    adapters_[adapter->name()] = *std::move(adapter);
+    state_.adapters[adapter->name()] = *std::move(adapter);
   }
   return absl::OkStatus();
 }
 
+// Not at the start: a cluster without adapters needs no digest of its model.
+absl::StatusOr<BaseModel> Catalogue::Base() {
+  if (options_.base_model.empty()) return options_.base;
+  if (!base_) base_ = ReadBaseModel(options_.base_model);
+  return *base_;
+}
+
 void Catalogue::ScanFolder() {
   if (options_.folder.empty()) return;
-  std::vector<std::string> names;
+  std::map<std::string, std::string> found;  // names, and what their files look like
   std::error_code error;
   for (fs::directory_iterator it(options_.folder, error), end; !error && it != end;
        it.increment(error)) {
     const std::string name = it->path().filename().string();
     std::error_code ignored;
     if (IsValidAdapterName(name) && fs::exists(it->path() / kConfigFile, ignored)) {
-      names.push_back(name);
+      found[name] = StateOfFiles(it->path().string());
     }
   }
+  std::lock_guard<std::mutex> one_writer(write_mutex_);
   if (error) {
+    // Not a word about the adapters: it may be back soon.
+    if (seen_.contains("")) return;
     LogLine("modifiers", Cat("reading ", options_.folder, ": ", error.message()));
+    seen_[""] = error.message();
+    return;
   }
-  std::sort(names.begin(), names.end());
-  for (const std::string& name : names) {
-    const auto result = Register(name, options_.folder + "/" + name);
-    if (!result.ok()) {
-      LogLine("modifiers", Cat("adapter ", name, " of the folder: ", result.status().message()));
-    }
+  for (auto& [name, state] : found) {
+    const auto seen = seen_.find(name);
+    if (seen != seen_.end() && seen->second == state) continue;
+    const auto result = RegisterLocked(name, options_.folder + "/" + name, Origin::kFolder);
+    if (result.ok()) continue;
+    LogLine("modifiers", Cat("adapter ", name, " of the folder: ", result.status().message()));
+    // What is wrong with the adapter is looked at once; what is wrong with the disk may pass.
+    const bool refused = absl::IsInvalidArgument(result.status()) ||
+                         absl::IsFailedPrecondition(result.status()) ||
+                         absl::IsNotFound(result.status());
+    if (!refused) state.clear();
   }
+  for (const std::string& name : Copy().from_folder) {
+    if (found.contains(name)) continue;
+    const auto result = RemoveLocked(name, Origin::kFolder);
+    LogLine("modifiers", Cat("adapter ", name, " is no longer in the folder",
+                             result.ok() ? "" : Cat(": ", result.status().message())));
+  }
+  seen_ = std::move(found);
 }
 
 absl::StatusOr<std::string> Catalogue::ResolvePath(const std::string& path) const {
@@ -219,14 +274,14 @@ absl::StatusOr<Registration> Catalogue::Register(const std::string& name,
   }
   ASSIGN_OR_RETURN(const std::string folder, ResolvePath(path));
   std::lock_guard<std::mutex> one_writer(write_mutex_);
-  auto result = RegisterLocked(name, folder);
-  std::lock_guard<std::mutex> lock(mutex_);
-  if (result.ok()) {
-    left_out_.erase(name);  // the index was written without it
-  } else {
-    ++figures_.refused;
-  }
-  return result;
+  return RegisterLocked(name, folder, Origin::kCaller);
+}
+
+// Whether `path` is what a scan would register by this name.
+bool Catalogue::IsOfFolder(const std::string& name, const std::string& path) const {
+  if (options_.folder.empty()) return false;
+  std::error_code error;
+  return fs::equivalent(fs::path(options_.folder) / name, path, error) && !error;
 }
 
 absl::StatusOr<v1::Adapter> Catalogue::Import(const std::string& folder) {
@@ -239,7 +294,8 @@ absl::StatusOr<v1::Adapter> Catalogue::Import(const std::string& folder) {
                                                    weights ? kMaxWeightsBytes : kMaxJsonBytes));
     RETURN_IF_ERROR(CopyAndSync(source, Cat(staging.path(), "/", name)));
   }
-  ASSIGN_OR_RETURN(v1::Adapter adapter, InspectAdapter(staging.path(), options_.base));
+  ASSIGN_OR_RETURN(const BaseModel base, Base());
+  ASSIGN_OR_RETURN(v1::Adapter adapter, InspectAdapter(staging.path(), base));
   RETURN_IF_ERROR(SyncFolder(staging.path()));
   const std::string target = FolderOf(adapter.digest());
   // What lies there already may be damaged, and is the same otherwise.
@@ -253,39 +309,62 @@ absl::StatusOr<v1::Adapter> Catalogue::Import(const std::string& folder) {
 }
 
 absl::StatusOr<Registration> Catalogue::RegisterLocked(const std::string& name,
-                                                       const std::string& folder) {
-  Registration result;
-  std::map<std::string, v1::Adapter> next;
-  int64_t revision = 0;
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    next = adapters_;
-    revision = revision_;
-  }
-  if (next.size() >= kMaxAdapters && !next.contains(name)) {
+                                                       const std::string& folder, Origin origin) {
+  State next = Copy();
+  if (next.adapters.size() >= kMaxAdapters && !next.adapters.contains(name)) {
     return absl::ResourceExhaustedError(Cat("the catalogue holds ", kMaxAdapters, " adapters"));
   }
-  ASSIGN_OR_RETURN(result.adapter, Import(folder));
-  const auto old = next.find(name);
-  if (old != next.end() && old->second.digest() == result.adapter.digest()) {
-    result.adapter = old->second;
-    result.unchanged = true;
-    return result;
+  auto imported = Import(folder);
+  if (!imported.ok()) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    ++figures_.refused;
+    return imported.status();
   }
-  result.adapter.set_name(name);
-  result.adapter.set_registered_ms(static_cast<int64_t>(clock_->UnixNow() * 1000));
+  Registration result;
+  result.adapter = *std::move(imported);
+  const std::string digest = result.adapter.digest();
+  if (origin == Origin::kFolder) {
+    if (const auto gone = next.removed.find(name);
+        gone != next.removed.end() && gone->second == digest) {
+      DeleteUnused(digest);
+      result.unchanged = true;
+      return result;
+    }
+  }
+  const bool followed = next.from_folder.contains(name);
+  next.removed.erase(name);
+  if (origin == Origin::kFolder || IsOfFolder(name, folder)) {
+    next.from_folder.insert(name);
+  } else {
+    next.from_folder.erase(name);  // the folder's namesake is another one from now on
+  }
   std::optional<v1::Adapter> replaced;
-  if (old != next.end()) replaced = old->second;
-  next[name] = result.adapter;
-  const int64_t added_revision = revision + (replaced ? 2 : 1);
-  RETURN_IF_ERROR(WriteIndex(next, added_revision));
+  if (const auto old = next.adapters.find(name); old != next.adapters.end()) {
+    if (old->second.digest() == digest) {
+      result.adapter = old->second;
+      result.unchanged = true;
+      if (followed == next.from_folder.contains(name)) return result;
+    } else {
+      replaced = old->second;
+    }
+  }
+  if (!result.unchanged) {
+    result.adapter.set_name(name);
+    result.adapter.set_registered_ms(static_cast<int64_t>(clock_->UnixNow() * 1000));
+    next.adapters[name] = result.adapter;
+    next.revision += replaced ? 2 : 1;
+  }
+  RETURN_IF_ERROR(WriteIndex(next));
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    adapters_ = std::move(next);
-    revision_ = added_revision;
-    ++figures_.registered;
-    if (replaced) Notify(v1::CHANGE_TYPE_REMOVED, *replaced, revision + 1);
-    Notify(v1::CHANGE_TYPE_ADDED, result.adapter, added_revision);
+    const int64_t revision = next.revision;
+    state_ = std::move(next);
+    left_out_.erase(name);  // the index was written without it
+    if (!result.unchanged) {
+      ++figures_.registered;
+      if (replaced) Notify(v1::CHANGE_TYPE_REMOVED, *replaced, revision - 1);
+      Notify(v1::CHANGE_TYPE_ADDED, result.adapter, revision);
+    }
   }
   if (replaced) DeleteUnused(replaced->digest());
   return result;
@@ -296,42 +375,66 @@ absl::StatusOr<v1::Adapter> Catalogue::Remove(const std::string& name) {
     return FieldError("name", "^[a-z0-9][a-z0-9._-]{0,63}$ is wanted");
   }
   std::lock_guard<std::mutex> one_writer(write_mutex_);
-  std::map<std::string, v1::Adapter> next;
-  int64_t revision = 0;
+  return RemoveLocked(name, Origin::kCaller);
+}
+
+absl::StatusOr<v1::Adapter> Catalogue::RemoveLocked(const std::string& name, Origin origin) {
+  State next = Copy();
+  const bool followed = next.from_folder.erase(name) > 0;
+  v1::Adapter adapter;
+  const auto it = next.adapters.find(name);
+  const bool known = it != next.adapters.end();
+  if (known) {
+    adapter = it->second;
+    next.adapters.erase(it);
+    ++next.revision;
+    if (followed && origin == Origin::kCaller) next.removed[name] = adapter.digest();
+  } else if (origin == Origin::kCaller) {
+    return absl::NotFoundError(Cat("no adapter is named ", name));
+  } else {
+    std::lock_guard<std::mutex> lock(mutex_);
+    left_out_.erase(name);
+  }
+  RETURN_IF_ERROR(WriteIndex(next));
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    next = adapters_;
-    revision = revision_ + 1;
+    const int64_t revision = next.revision;
+    state_ = std::move(next);
+    if (known) {
+      ++figures_.removed;
+      Notify(v1::CHANGE_TYPE_REMOVED, adapter, revision);
+    }
   }
-  const auto it = next.find(name);
-  if (it == next.end()) return absl::NotFoundError(Cat("no adapter is named ", name));
-  v1::Adapter adapter = it->second;
-  next.erase(it);
-  RETURN_IF_ERROR(WriteIndex(next, revision));
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    adapters_ = std::move(next);
-    revision_ = revision;
-    ++figures_.removed;
-    Notify(v1::CHANGE_TYPE_REMOVED, adapter, revision);
-  }
-  DeleteUnused(adapter.digest());
+  if (known) DeleteUnused(adapter.digest());
   return adapter;
 }
 
-absl::Status Catalogue::WriteIndex(const std::map<std::string, v1::Adapter>& adapters,
-                                   int64_t revision) {
-  std::map<std::string, v1::Adapter> all = adapters;
+Catalogue::State Catalogue::Copy() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return state_;
+}
+
+absl::Status Catalogue::WriteIndex(const State& state) {
+  std::map<std::string, v1::Adapter> all = state.adapters;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     all.insert(left_out_.begin(), left_out_.end());
   }
-  std::string text = Cat("{\"format\":", kIndexFormat, ",\"revision\":", revision,
-                         ",\"adapters\":[");
+  std::string text =
+      Cat("{\"format\":", kIndexFormat, ",\"revision\":", state.revision, ",\"adapters\":[");
   const char* separator = "";
   for (const auto& [name, adapter] : all) {
-    text += Cat(separator, "\n{\"name\":", JsonString(name), ",\"digest\":",
-                JsonString(adapter.digest()), ",\"registered_ms\":", adapter.registered_ms(), "}");
+    text += Cat(separator, "\n{\"name\":", JsonString(name),
+                ",\"digest\":", JsonString(adapter.digest()),
+                ",\"registered_ms\":", adapter.registered_ms(),
+                state.from_folder.contains(name) ? ",\"from_folder\":true}" : "}");
+    separator = ",";
+  }
+  text += "],\"removed\":[";
+  separator = "";
+  for (const auto& [name, digest] : state.removed) {
+    text +=
+        Cat(separator, "\n{\"name\":", JsonString(name), ",\"digest\":", JsonString(digest), "}");
     separator = ",";
   }
   return WriteAtomically(options_.state_dir + "/index.json", text + "]}\n");
@@ -357,9 +460,9 @@ std::string Catalogue::FolderOf(const std::string& digest) const {
 
 std::vector<v1::Adapter> Catalogue::List(int64_t* revision) const {
   std::lock_guard<std::mutex> lock(mutex_);
-  if (revision != nullptr) *revision = revision_;
+  if (revision != nullptr) *revision = state_.revision;
   std::vector<v1::Adapter> adapters;
-  for (const auto& [name, adapter] : adapters_) adapters.push_back(adapter);
+  for (const auto& [name, adapter] : state_.adapters) adapters.push_back(adapter);
   return adapters;
 }
 
@@ -368,8 +471,8 @@ absl::StatusOr<v1::Adapter> Catalogue::GetByName(const std::string& name) const 
     return FieldError("name", "^[a-z0-9][a-z0-9._-]{0,63}$ is wanted");
   }
   std::lock_guard<std::mutex> lock(mutex_);
-  const auto it = adapters_.find(name);
-  if (it == adapters_.end()) return absl::NotFoundError(Cat("no adapter is named ", name));
+  const auto it = state_.adapters.find(name);
+  if (it == state_.adapters.end()) return absl::NotFoundError(Cat("no adapter is named ", name));
   return it->second;
 }
 
@@ -378,7 +481,7 @@ absl::StatusOr<v1::Adapter> Catalogue::GetByDigest(const std::string& digest) co
     return FieldError("digest", "64 lower-case hexadecimal digits are wanted");
   }
   std::lock_guard<std::mutex> lock(mutex_);
-  for (const auto& [name, adapter] : adapters_) {
+  for (const auto& [name, adapter] : state_.adapters) {
     if (adapter.digest() == digest) return adapter;
   }
   return absl::NotFoundError(Cat("no adapter has the digest ", digest));
@@ -397,10 +500,10 @@ absl::StatusOr<std::vector<File>> Catalogue::OpenFiles(const std::string& digest
 absl::Status Catalogue::Subscribe(const std::shared_ptr<CatalogueListener>& listener) {
   std::lock_guard<std::mutex> lock(mutex_);
   if (closed_) return absl::UnavailableError("the catalogue is closing");
-  for (const auto& [name, adapter] : adapters_) {
-    listener->OnChange(v1::CHANGE_TYPE_ADDED, &adapter, revision_);
+  for (const auto& [name, adapter] : state_.adapters) {
+    listener->OnChange(v1::CHANGE_TYPE_ADDED, &adapter, state_.revision);
   }
-  listener->OnChange(v1::CHANGE_TYPE_SYNCED, nullptr, revision_);
+  listener->OnChange(v1::CHANGE_TYPE_SYNCED, nullptr, state_.revision);
   std::erase_if(listeners_, [](const auto& other) { return other.expired(); });
   listeners_.push_back(listener);
   return absl::OkStatus();
@@ -421,9 +524,9 @@ void Catalogue::CloseListeners() {
 CatalogueFigures Catalogue::Figures() const {
   std::lock_guard<std::mutex> lock(mutex_);
   CatalogueFigures figures = figures_;
-  figures.adapters = static_cast<int64_t>(adapters_.size());
+  figures.adapters = static_cast<int64_t>(state_.adapters.size());
   figures.left_out = static_cast<int64_t>(left_out_.size());
-  for (const auto& [name, adapter] : adapters_) {
+  for (const auto& [name, adapter] : state_.adapters) {
     figures.bytes += adapter.bytes();
     figures.newest_unix_seconds =
         std::max(figures.newest_unix_seconds, static_cast<double>(adapter.registered_ms()) / 1e3);

@@ -1,7 +1,8 @@
 // The catalogue of adapters on disk: validated, stored by digest, safe against a power cut.
 //
 //   <state>/adapters/<digest>/{adapter_config.json, adapter_model.safetensors, card.json}
-//   <state>/index.json    names, digests, times and the revision; replaced as a whole
+//   <state>/index.json    names, digests, times, what was removed from the folder, and the
+//                         revision; replaced as a whole
 //   <state>/incoming/     copies under validation; emptied at the start
 //   <state>/lock          one process at a time
 #pragma once
@@ -10,6 +11,8 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -35,9 +38,11 @@ class CatalogueListener {
 
 struct CatalogueOptions {
   std::string state_dir;
-  // Folder of adapter folders, read at the start and at each Register; "" for none. When set,
-  // Register takes only what lies inside.
+  // Folder of adapter folders, read at the start and by ScanFolder; "" for none. When set, Register
+  // takes only what lies inside.
   std::string folder;
+  // GGUF file of the base, read when the first adapter is checked; "": `base` says what it is.
+  std::string base_model;
   BaseModel base;
   const Clock* clock = nullptr;  // null: the real one
 };
@@ -70,8 +75,12 @@ class Catalogue {
   // INVALID_ARGUMENT (name, path, what is wrong in which file), FAILED_PRECONDITION (another base),
   // RESOURCE_EXHAUSTED (too many adapters, disk full).
   absl::StatusOr<Registration> Register(const std::string& name, const std::string& path);
-  // NOT_FOUND. Bytes that no other name uses are deleted.
+  // NOT_FOUND. Bytes that no other name uses are deleted. An adapter of the folder stays removed,
+  // also after a restart, until its bytes there change or it is registered.
   absl::StatusOr<v1::Adapter> Remove(const std::string& name);
+  // Follows the folder: adds what is new, replaces what has changed, removes what is gone. Looks at
+  // files' sizes and times only, unless these have changed since the last scan.
+  void ScanFolder();
 
   std::vector<v1::Adapter> List(int64_t* revision) const;
   absl::StatusOr<v1::Adapter> GetByName(const std::string& name) const;
@@ -87,16 +96,31 @@ class Catalogue {
   CatalogueFigures Figures() const;
 
  private:
+  // What the index holds, but for what is left out.
+  struct State {
+    std::map<std::string, v1::Adapter> adapters;  // by name
+    std::set<std::string> from_folder;            // names that follow the folder
+    std::map<std::string, std::string> removed;   // of the folder: name and digest
+    int64_t revision = 0;
+  };
+  enum class Origin { kCaller, kFolder };
+
   explicit Catalogue(const CatalogueOptions& options);
 
   absl::Status Load();
   absl::Status ReadIndex();
   void DeleteOrphans();
-  void ScanFolder();
+  absl::StatusOr<BaseModel> Base();
   absl::StatusOr<std::string> ResolvePath(const std::string& path) const;
-  absl::StatusOr<Registration> RegisterLocked(const std::string& name, const std::string& folder);
+  bool IsOfFolder(const std::string& name, const std::string& path) const;
+  // These have the write mutex.
+  absl::StatusOr<Registration> RegisterLocked(const std::string& name, const std::string& folder,
+                                              Origin origin);
+  absl::StatusOr<v1::Adapter> RemoveLocked(const std::string& name, Origin origin);
   absl::StatusOr<v1::Adapter> Import(const std::string& folder);
-  absl::Status WriteIndex(const std::map<std::string, v1::Adapter>& adapters, int64_t revision);
+  absl::Status WriteIndex(const State& state);
+  State Copy() const;
+
   void Notify(v1::ChangeType type, const v1::Adapter& adapter, int64_t revision);
   void DeleteUnused(const std::string& digest);
   std::string FolderOf(const std::string& digest) const;
@@ -106,10 +130,11 @@ class Catalogue {
   int lock_descriptor_ = -1;
 
   std::mutex write_mutex_;  // one change at a time; taken before mutex_
+  std::optional<absl::StatusOr<BaseModel>> base_;
+  std::map<std::string, std::string> seen_;  // of the folder: names, and their files' last state
   mutable std::mutex mutex_;
-  std::map<std::string, v1::Adapter> adapters_;  // by name
+  State state_;
   std::map<std::string, v1::Adapter> left_out_;  // by name: digest and time only
-  int64_t revision_ = 0;
   std::vector<std::weak_ptr<CatalogueListener>> listeners_;
   bool closed_ = false;
   CatalogueFigures figures_;

@@ -1,6 +1,10 @@
 #include "services/modifiers/start.h"
 
+#include <chrono>
+#include <condition_variable>
 #include <cstdlib>
+#include <mutex>
+#include <thread>
 #include <utility>
 
 #include "engine/core/status_macros.h"
@@ -17,7 +21,19 @@ class RunningModifiers : public RunningService {
     ASSIGN_OR_RETURN(catalogue_, Catalogue::Create(options));
     service_ = ModifiersService::Create(runtime_, *catalogue_);
     ASSIGN_OR_RETURN(host_, ServiceHost::Create(runtime_, config.server, {service_->hosted()}));
+    if (!options.folder.empty()) {
+      watcher_ = std::thread([this, pause = config.folder_seconds] { WatchFolder(pause); });
+    }
     return absl::OkStatus();
+  }
+
+  ~RunningModifiers() override {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      stopping_ = true;
+    }
+    wake_.notify_all();
+    if (watcher_.joinable()) watcher_.join();
   }
 
   ServiceHost& host() override { return *host_; }
@@ -25,11 +41,26 @@ class RunningModifiers : public RunningService {
   void OnDrain() override { catalogue_->CloseListeners(); }
 
  private:
+  void WatchFolder(double pause) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    while (
+        !wake_.wait_for(lock, std::chrono::duration<double>(pause), [this] { return stopping_; })) {
+      lock.unlock();
+      catalogue_->ScanFolder();
+      lock.lock();
+    }
+  }
+
   // Destroyed from the last to the first.
   ServiceRuntime runtime_;
   std::unique_ptr<Catalogue> catalogue_;
   std::unique_ptr<ModifiersService> service_;
   std::unique_ptr<ServiceHost> host_;
+
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  bool stopping_ = false;
+  std::thread watcher_;
 };
 
 }  // namespace
@@ -47,8 +78,13 @@ void DeclareModifiersOptions(OptionSet& set, ModifiersConfig* config) {
   set.String("state_dir", &catalogue.state_dir,
              "Folder of the stored adapters; empty: ~/.local/state/cogumi/modifiers.")
       .String("folder", &catalogue.folder,
-              "Folder of adapter folders, registered at the start; when set, nothing outside it "
+              "Folder of adapter folders that the catalogue follows; when set, nothing outside it "
               "can be registered.")
+      .Duration("folder_seconds", &config->folder_seconds, 0.01, 3600,
+                "Between two looks at the folder.")
+      .String("base.model", &catalogue.base_model,
+              "GGUF file of the base model; when set, name, digest and shape are read from it, and "
+              "the following options are not used. `cogumi serve` sets it to the served model.")
       .String("base.name", &base.name, "Name of the base model.")
       .String("base.digest", &base.digest, "SHA-256 of the base model's file.")
       .Int("base.layers", &base.layers, 1, 1024, "Layers of the base.")
@@ -73,7 +109,7 @@ std::string DefaultModifiersStateDir() {
 absl::StatusOr<std::unique_ptr<RunningService>> StartModifiers(const ModifiersConfig& config) {
   CatalogueOptions options = config.catalogue;
   if (options.state_dir.empty()) options.state_dir = DefaultModifiersStateDir();
-  if (!IsValidDigest(options.base.digest)) {
+  if (options.base_model.empty() && !IsValidDigest(options.base.digest)) {
     return absl::InvalidArgumentError(
         "base.digest: 64 lower-case hexadecimal digits are wanted");
   }

@@ -16,6 +16,7 @@ struct ModifiersConfig {
   ModifiersConfig();
   ServerOptions server;
   CatalogueOptions catalogue;  // an empty state_dir: DefaultStateDir
+  double folder_seconds = 2;   // between two looks at the folder
 };
 
 // The section "modifiers". `config` outlives the set.

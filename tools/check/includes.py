@@ -37,7 +37,7 @@ LAYERS: dict[str, set[str]] = {
     "services/decoder": {PUBLIC, CORE, "proto", "services/common"},
     "services/gateway": {PUBLIC, CORE, "proto", "services/common"},
     "services/router": {PUBLIC, CORE, "proto", "services/common", "router"},
-    # Validates safetensors with the engine's own reader.
+    # Reads the base model's shape with the engine's own reader.
     "services/modifiers": {PUBLIC, CORE, "proto", "services/common", "engine/io"},
     "services/cli": {PUBLIC, CORE, "proto", "services/common", "services/decoder",
                      "services/gateway", "services/modifiers", "services/router"},

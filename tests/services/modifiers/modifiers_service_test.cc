@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -17,6 +18,7 @@
 #include "services/common/status.h"
 #include "services/modifiers/start.h"
 #include "tests/services/modifiers/adapter_maker.h"
+#include "tests/support/tiny_model.h"
 
 namespace cogumi::services {
 namespace {
@@ -27,7 +29,7 @@ using test::TemporaryFolder;
 using test::TinyBase;
 using test::WriteAdapter;
 using test::WriteFile;
-using testing::HasSubstr;
+using ::testing::HasSubstr;
 
 bool Eventually(const std::function<bool()>& condition) {
   for (int i = 0; i < 2000; ++i) {
@@ -37,7 +39,7 @@ bool Eventually(const std::function<bool()>& condition) {
   return condition();
 }
 
-class ModifiersTest : public testing::Test {
+class ModifiersTest : public ::testing::Test {
  protected:
   ModifiersTest() {
     config_.server.address = "127.0.0.1:0";
@@ -287,6 +289,118 @@ TEST_F(ModifiersTest, TheFolderIsReadAndIsALimit) {
   EXPECT_EQ(FieldOf(Register("x", outside / "x")), "path");
   std::filesystem::create_symlink(outside / "x", source_ / "link");
   EXPECT_EQ(FieldOf(Register("x", "link")), "path");
+}
+
+TEST_F(ModifiersTest, TheFolderIsFollowed) {
+  config_.catalogue.folder = source_.path();
+  config_.folder_seconds = 0.01;
+  Start();
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
+  auto watch = stub_->Watch(&context, {});
+  v1::WatchResponse change;
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(watch->Read(&change));
+  ASSERT_EQ(change.type(), v1::CHANGE_TYPE_SYNCED);
+
+  // A whole folder comes at once, as by a rename.
+  const TemporaryFolder outside;
+  WriteAdapter(outside / "three", RightParts(TinyBase()));
+  std::filesystem::rename(outside / "three", source_ / "three");
+  ASSERT_TRUE(watch->Read(&change));
+  EXPECT_EQ(change.type(), v1::CHANGE_TYPE_ADDED);
+  EXPECT_EQ(change.adapter().name(), "three");
+  const std::string before = change.adapter().digest();
+
+  AdapterParts parts = RightParts(TinyBase());
+  parts.value = 0.25f;
+  WriteAdapter(outside / "changed", parts);
+  std::filesystem::rename(outside / "changed/adapter_model.safetensors",
+                          source_ / "three/adapter_model.safetensors");
+  ASSERT_TRUE(watch->Read(&change));
+  EXPECT_EQ(change.type(), v1::CHANGE_TYPE_REMOVED);
+  ASSERT_TRUE(watch->Read(&change));
+  EXPECT_EQ(change.type(), v1::CHANGE_TYPE_ADDED);
+  EXPECT_NE(change.adapter().digest(), before);
+
+  std::filesystem::remove_all(source_ / "three");
+  ASSERT_TRUE(watch->Read(&change));
+  EXPECT_EQ(change.type(), v1::CHANGE_TYPE_REMOVED);
+  EXPECT_EQ(change.adapter().name(), "three");
+  context.TryCancel();
+}
+
+TEST_F(ModifiersTest, WhatLeftTheFolderMeanwhileIsGoneAtTheStart) {
+  config_.catalogue.folder = source_.path();
+  Start();
+  ASSERT_TRUE(Register("by-name", "one").ok());
+  ASSERT_EQ(List().adapters_size(), 3);
+  service_.reset();
+  std::filesystem::remove_all(source_ / "one");
+  Start();
+  ASSERT_EQ(List().adapters_size(), 2);
+  // What a caller registered by another name does not follow the folder.
+  EXPECT_EQ(List().adapters(0).name(), "by-name");
+  EXPECT_EQ(List().adapters(1).name(), "two");
+}
+
+TEST_F(ModifiersTest, ARemovedAdapterOfTheFolderStaysRemoved) {
+  config_.catalogue.folder = source_.path();
+  Start();
+  ASSERT_TRUE(Remove("one").ok());
+  Restart();
+  ASSERT_EQ(List().adapters_size(), 1);
+  EXPECT_EQ(List().adapters(0).name(), "two");
+  Restart();  // the index that the scan wrote still knows
+  EXPECT_EQ(List().adapters_size(), 1);
+  // Other bytes are another adapter.
+  AdapterParts parts = RightParts(TinyBase());
+  parts.value = 0.125f;
+  std::filesystem::remove_all(source_ / "one");
+  WriteAdapter(source_ / "one", parts);
+  Restart();
+  EXPECT_EQ(List().adapters_size(), 2);
+  // And a caller may always ask for it again.
+  ASSERT_TRUE(Remove("two").ok());
+  ASSERT_TRUE(Register("two", "two").ok());
+  Restart();
+  EXPECT_EQ(List().adapters_size(), 2);
+}
+
+TEST_F(ModifiersTest, TheBaseIsReadFromTheServedModel) {
+  cogumi::testing::TinyModelOptions model;
+  model.layers = 3;
+  cogumi::testing::WriteTinyModel(source_ / "model.gguf", model);
+  config_.catalogue.base_model = source_ / "model.gguf";
+  const auto base = ReadBaseModel(config_.catalogue.base_model);
+  ASSERT_TRUE(base.ok()) << base.status();
+  EXPECT_EQ(base->name, "tiny");
+  EXPECT_EQ(base->digest, Sha256::Hex(test::ReadFile(source_ / "model.gguf")));
+  EXPECT_EQ(base->layers, 3);
+  EXPECT_EQ(base->embedding_length, 64);
+  EXPECT_EQ(base->heads, 4);
+  EXPECT_EQ(base->kv_heads, 2);
+  EXPECT_EQ(base->head_length, 16);
+  EXPECT_EQ(base->feed_forward_length, 128);
+  Start();
+  EXPECT_TRUE(absl::IsFailedPrecondition(Register("other", source_ / "one")));
+  WriteAdapter(source_ / "right", RightParts(*base));
+  EXPECT_TRUE(Register("right", source_ / "right").ok());
+  // Its digest, with the shape of another.
+  BaseModel flat = *base;
+  flat.layers = 2;
+  WriteAdapter(source_ / "flat", RightParts(flat));
+  EXPECT_TRUE(absl::IsInvalidArgument(Register("flat", source_ / "flat")));
+  Restart();
+  EXPECT_EQ(List().adapters_size(), 1);
+}
+
+TEST_F(ModifiersTest, AModelThatIsNoneRefusesAdaptersOnly) {
+  WriteFile(source_ / "model.gguf", "GGUF?");
+  config_.catalogue.base_model = source_ / "model.gguf";
+  Start();
+  const absl::Status refused = Register("a", source_ / "one");
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("model.gguf"));
+  EXPECT_EQ(List().adapters_size(), 0);
 }
 
 TEST_F(ModifiersTest, WatchersHearEverything) {
