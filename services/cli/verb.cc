@@ -1,7 +1,9 @@
 #include "services/cli/verb.h"
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <cstdio>
-#include <cstdlib>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -9,6 +11,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
 #include "engine/core/status_macros.h"
 
 namespace cogumi::cli {
@@ -98,20 +101,43 @@ absl::Status Verb::ParseFlag(const std::vector<std::string>& words, size_t* inde
   return options_.Set(name, value);
 }
 
+absl::Status Verb::ReadVariables() {
+  const std::string prefix =
+      absl::StrCat("COGUMI_", absl::AsciiStrToUpper(options_.section()), "_");
+  std::vector<std::string> known;
+  for (const auto& option : options_.options()) {
+    known.push_back(absl::StrCat(
+        prefix, absl::AsciiStrToUpper(absl::StrReplaceAll(option.name, {{".", "_"}}))));
+  }
+  for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
+    const std::pair<std::string, std::string> variable =
+        absl::StrSplit(*entry, absl::MaxSplits('=', 1));
+    const auto& [name, value] = variable;
+    if (!absl::StartsWith(name, "COGUMI_")) continue;
+    if (!absl::StartsWith(name, prefix)) {
+      RETURN_IF_ERROR(services::CheckVariable(name));
+      continue;
+    }
+    const auto found = std::find(known.begin(), known.end(), name);
+    if (found == known.end()) {
+      const std::string near = services::Suggest(name, known);
+      return absl::InvalidArgumentError(
+          absl::StrCat("unknown environment variable ", name,
+                       near.empty() ? "" : absl::StrCat("; did you mean ", near, "?")));
+    }
+    const auto& option = options_.options()[static_cast<size_t>(found - known.begin())];
+    if (const absl::Status status = options_.Set(option.name, value); !status.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat(name, ": ", status.message()));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<services::ConfigOutcome> Verb::Parse(const std::vector<std::string>& words) {
   auto usage = [](const absl::Status& status) {
     return status.ok() || IsUsageError(status) ? status : UsageError(std::string(status.message()));
   };
-  for (const auto& option : options_.options()) {
-    const std::string variable =
-        absl::StrCat("COGUMI_", absl::AsciiStrToUpper(options_.section()), "_",
-                     absl::AsciiStrToUpper(absl::StrReplaceAll(option.name, {{".", "_"}})));
-    if (const char* value = std::getenv(variable.c_str()); value != nullptr) {
-      if (absl::Status status = options_.Set(option.name, value); !status.ok()) {
-        return UsageError(absl::StrCat(variable, ": ", status.message()));
-      }
-    }
-  }
+  RETURN_IF_ERROR(usage(ReadVariables()));
   bool flags = true;
   for (size_t i = 0; i < words.size(); ++i) {
     const std::string& word = words[i];

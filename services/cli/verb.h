@@ -56,6 +56,7 @@ class Verb {
   std::vector<std::string> unknown_flags_;
 
  private:
+  absl::Status ReadVariables();
   absl::Status ParseFlag(const std::vector<std::string>& words, size_t* index);
 
   const std::string name_;

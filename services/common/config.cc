@@ -101,11 +101,29 @@ std::string FlagOf(std::string_view name) {
   return flag;
 }
 
-std::string VariableOf(const OptionSet& set, std::string_view name) {
-  std::string variable = Cat("COGUMI_", set.section(), "_", name);
+// What a section's name may be off.
+constexpr size_t kMaxSlips = 2;
+
+// The first words of a variable with the underscore behind them: "COGUMI_GATEWAY_" are two.
+std::string_view FirstWords(std::string_view name, std::ptrdiff_t words) {
+  size_t end = 0;
+  for (; words > 0; --words) {
+    end = name.find('_', end);
+    if (end == name.npos) return {};
+    ++end;
+  }
+  return name.substr(0, end);
+}
+
+std::string VariableOf(std::string_view section, std::string_view name) {
+  std::string variable = Cat("COGUMI_", section, "_", name);
   for (char& c : variable)
     c = c == '.' || c == '-' ? '_' : absl::ascii_toupper(static_cast<unsigned char>(c));
   return variable;
+}
+
+std::string VariableOf(const OptionSet& set, std::string_view name) {
+  return VariableOf(set.section(), name);
 }
 
 absl::Status Unknown(std::string_view what, std::string_view name,
@@ -192,10 +210,18 @@ absl::Status ReadMapping(const YAML::Node& node, const OptionSet& set, const std
 
 // Sections that some process of the cluster reads; each checks its own.
 const std::vector<std::string>& KnownSections() {
-  static const std::vector<std::string> sections = {"gateway", "router", "decoder",
-                                                    "modifiers", "serve", "cli"};
+  static const std::vector<std::string> sections = {"gateway", "router", "decoder", "modifiers"};
   return sections;
 }
+
+// Verbs of the command line: their options are variables, but not keys of the file.
+constexpr const char* kVerbSections[] = {
+    "adapter_list", "adapter_load", "adapter_rm", "adapter_show", "bench",  "chat",
+    "check",        "doctor",       "list",       "ps",           "run",    "route_explain",
+    "serve",        "show",         "stop",       "tokenize",     "version"};
+// Variables that stand alone.
+constexpr const char* kVariables[] = {"COGUMI_CONFIG", "COGUMI_KERNELS",   "COGUMI_LONG_TESTS",
+                                      "COGUMI_MODEL",  "COGUMI_STATE_DIR", "COGUMI_TOKEN"};
 
 absl::Status ReadFile(const std::string& path, const ConfigRequest& request, Values* values) {
   std::ifstream file(path, std::ios::binary);
@@ -252,6 +278,7 @@ absl::Status ReadEnvironment(const ConfigRequest& request, std::string* config_p
       *config_path = value;
       continue;
     }
+    RETURN_IF_ERROR(CheckVariable(name));
     for (const OptionSet* set : request.sets) {
       if (!name.starts_with(VariableOf(*set, ""))) continue;
       std::vector<std::string> known;
@@ -556,6 +583,25 @@ std::string ConfigHelp(const ConfigRequest& request) {
   }
   help += Cat("\n  --help, --version\n");
   return help;
+}
+
+absl::Status CheckVariable(std::string_view name) {
+  std::vector<std::string> known(std::begin(kVariables), std::end(kVariables));
+  if (std::find(known.begin(), known.end(), name) != known.end()) return absl::OkStatus();
+  std::vector<std::string> sections = KnownSections();
+  sections.insert(sections.end(), std::begin(kVerbSections), std::end(kVerbSections));
+  for (const std::string& section : sections) {
+    if (name.starts_with(VariableOf(section, ""))) return absl::OkStatus();
+  }
+  // A slip in the section: the same name in the section that was meant.
+  for (const std::string& section : sections) {
+    const std::string prefix = VariableOf(section, "");
+    const std::string_view written =
+        FirstWords(name, std::count(prefix.begin(), prefix.end(), '_'));
+    if (EditDistance(written, prefix) > kMaxSlips) continue;
+    known.push_back(Cat(prefix, name.substr(written.size())));
+  }
+  return Unknown("environment variable", name, known);
 }
 
 absl::StatusOr<ConfigOutcome> LoadConfig(const ConfigRequest& request) {

@@ -89,8 +89,13 @@ enum class ConfigOutcome {
   kExit,  // --help or --version was printed
 };
 
-// Reads all layers. Every unknown key, variable COGUMI_<SECTION>_* of the given sections and flag
-// is an error with a suggestion; the YAML file may hold the other services' sections too.
+// INVALID_ARGUMENT, with a suggestion, for a variable COGUMI_* that no program of ours reads:
+// neither one of the names that stand alone, nor in the section of a service or of a verb of the
+// command. Whoever reads a section checks the names in it.
+absl::Status CheckVariable(std::string_view name);
+
+// Reads all layers. Every unknown key, variable COGUMI_* and flag is an error with a suggestion;
+// the YAML file and the variables may hold the other services' sections too.
 // `--config FILE` or COGUMI_CONFIG names the file.
 absl::StatusOr<ConfigOutcome> LoadConfig(const ConfigRequest& request);
 

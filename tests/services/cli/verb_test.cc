@@ -118,5 +118,28 @@ TEST(Verb, AdviceTravelsWithTheError) {
   EXPECT_TRUE(WithAdvice(absl::OkStatus(), "x").ok());
 }
 
+TEST(Verb, VariablesThatNobodyReadsAreErrors) {
+  const struct {
+    const char* name;
+    const char* suggestion;
+  } kCases[] = {{"COGUMI_SAMPLE_VERB_TOPK", "COGUMI_SAMPLE_VERB_TOP_K"},
+                {"COGUMI_GATWAY_HTTP", "COGUMI_GATEWAY_HTTP"},
+                {"COGUMI_MODLE", "COGUMI_MODEL"},
+                {"COGUMI_RNU_MAX_TOKENS", "COGUMI_RUN_MAX_TOKENS"}};
+  for (const auto& test : kCases) {
+    ::setenv(test.name, "1", 1);
+    const auto outcome = SampleVerb().Parse({"x"});
+    ::unsetenv(test.name);
+    EXPECT_TRUE(IsUsageError(outcome.status())) << test.name;
+    EXPECT_THAT(MessageOf(outcome.status()), HasSubstr(test.suggestion));
+  }
+  // Those of other verbs and services are theirs to check.
+  ::setenv("COGUMI_CHAT_TOPK", "1", 1);
+  ::setenv("COGUMI_GATEWAY_HTPT", "1", 1);
+  EXPECT_TRUE(SampleVerb().Parse({"x"}).ok());
+  ::unsetenv("COGUMI_CHAT_TOPK");
+  ::unsetenv("COGUMI_GATEWAY_HTPT");
+}
+
 }  // namespace
 }  // namespace cogumi::cli

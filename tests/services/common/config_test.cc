@@ -112,8 +112,14 @@ TEST_F(ConfigTest, UnknownNamesAreErrorsWithASuggestion) {
   EXPECT_THAT(ErrorOfYaml("decoder: {base: {layer: 1}}\n"), HasSubstr("base.layers"));
   // Nothing near: no suggestion.
   EXPECT_EQ(ErrorOf({"--zzzzzzzzz", "4"}).find("did you mean"), std::string::npos);
+  EXPECT_THAT(ErrorOfYaml("serve: {split: true}\n"), HasSubstr("unknown section serve"));
+  EXPECT_THAT(ErrorOfYaml("cli: {}\n"), HasSubstr("unknown section cli"));
+  EXPECT_THAT(ErrorOf({}, {"COGUMI_GATWAY_HTTP=x"}),
+              HasSubstr("did you mean COGUMI_GATEWAY_HTTP?"));
+  EXPECT_THAT(ErrorOf({}, {"COGUMI_NONSENSE=x"}), HasSubstr("COGUMI_NONSENSE"));
   // Variables of other sections are theirs.
-  EXPECT_TRUE(Load({}, {"COGUMI_GATEWAY_THREDS=4", "COGUMI_MODEL=x", "PATH=y"}).ok());
+  EXPECT_TRUE(
+      Load({}, {"COGUMI_GATEWAY_THREDS=4", "COGUMI_RUN_TOPK=1", "COGUMI_MODEL=x", "PATH=y"}).ok());
 }
 
 TEST_F(ConfigTest, ValuesOutsideTheirRangeAreErrors) {
