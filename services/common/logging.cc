@@ -2,7 +2,6 @@
 
 #include <unistd.h>
 
-#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <condition_variable>
@@ -19,6 +18,7 @@ namespace cogumi::services {
 namespace {
 
 constexpr size_t kMaxWaitingLines = 4096;
+constexpr std::chrono::seconds kFlushTime(1);
 
 double UnixSeconds() {
   return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch())
@@ -62,7 +62,7 @@ class LineWriter {
 
   void Flush() {
     std::unique_lock<std::mutex> lock(mutex_);
-    empty_.wait(lock, [this] { return lines_.empty() && !writing_; });
+    empty_.wait_for(lock, kFlushTime, [this] { return lines_.empty() && !writing_; });
   }
 
  private:
@@ -107,8 +107,6 @@ class LineWriter {
   bool started_ = false;
   bool writing_ = false;
 };
-
-std::atomic<bool> request_log_enabled{true};
 
 void AppendNumber(std::string& line, const char* key, double value) {
   char text[64];
@@ -179,12 +177,7 @@ std::string FormatRequestLog(const RequestLogEntry& entry, double unix_seconds) 
   return line;
 }
 
-void SetRequestLog(bool enabled) {
-  request_log_enabled.store(enabled, std::memory_order_relaxed);
-}
-
 void LogRequest(const RequestLogEntry& entry) {
-  if (!request_log_enabled.load(std::memory_order_relaxed)) return;
   LineWriter::Get().Add(FormatRequestLog(entry, UnixSeconds()) + "\n");
 }
 

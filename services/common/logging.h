@@ -24,13 +24,11 @@ struct RequestLogEntry {
   double first_token_seconds = -1;
 };
 
-// Switches request lines off or on (they are on at the start).
-void SetRequestLog(bool enabled);
-
 void LogRequest(const RequestLogEntry& entry);
 // "<time> <service>: <message>"; for start, stop and what an operator must know.
 void LogLine(std::string_view service, std::string_view message);
-// Waits until every line so far is written.
+// Waits until every line so far is written, but not for ever for a reader that takes nothing: one
+// second at most.
 void FlushLog();
 
 // `text` as a JSON string with its quotes; invalid UTF-8 becomes U+FFFD.

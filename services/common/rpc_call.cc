@@ -34,7 +34,7 @@ void RpcCall::End(const absl::Status& status) {
   log_.status = code;
   log_.reason = reason;
   log_.seconds = seconds;
-  LogRequest(log_);
+  runtime_.LogRequest(log_);
   log_.reason = {};
   if (entered_) runtime_.calls.Leave();
 }

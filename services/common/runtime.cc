@@ -45,4 +45,8 @@ ServiceRuntime::ServiceRuntime(std::string service_name, const Clock* service_cl
       metrics(std::make_shared<MetricsHub>(registry)),
       rpc(*registry, name) {}
 
+void ServiceRuntime::LogRequest(const RequestLogEntry& entry) const {
+  if (log_requests) services::LogRequest(entry);
+}
+
 }  // namespace cogumi::services

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "engine/core/clock.h"
+#include "services/common/logging.h"
 #include "services/common/metrics.h"
 
 namespace cogumi::services {
@@ -43,6 +44,9 @@ struct ServiceRuntime {
   const std::shared_ptr<MetricsHub> metrics;  // the registry and what was added
   RpcMetrics rpc;
   CallTracker calls;
+  // Set before the first call: whether requests have a line in the log.
+  bool log_requests = true;
+  void LogRequest(const RequestLogEntry& entry) const;
 };
 
 }  // namespace cogumi::services

@@ -27,6 +27,7 @@ namespace {
 
 constexpr char kUnixPrefix[] = "unix:";
 constexpr std::chrono::milliseconds kHealthInterval(100);
+constexpr std::chrono::milliseconds kUnhealthyInterval(20);
 // What the transport gets to send the last bytes; health Watch streams hold Shutdown for as long.
 constexpr std::chrono::milliseconds kFlushTime(200);
 
@@ -62,26 +63,27 @@ absl::Status CheckSocketIsFree(const std::string& path) {
 
 }  // namespace
 
-absl::Status CheckLocalAddress(const std::string& address) {
+absl::Status CheckLocalAddress(const std::string& address, std::string_view option) {
   if (address.empty() || address.starts_with(kUnixPrefix)) return absl::OkStatus();
   const size_t colon = address.rfind(':');
   if (colon == std::string::npos) {
     return absl::InvalidArgumentError(
-        Cat("listen: \"", address, "\" is neither host:port nor unix:PATH"));
+        Cat(option, ": \"", address, "\" is neither host:port nor unix:PATH"));
   }
   const std::string host = address.substr(0, colon);
   const bool loopback = host == "localhost" || host == "[::1]" || host.starts_with("127.");
   if (loopback) return absl::OkStatus();
-  return absl::InvalidArgumentError(Cat(
-      "listen: ", address, " is reachable from other machines, and internal services do not check "
-      "who calls; use loopback or a Unix socket, or pass --allow-remote on a closed network"));
+  return absl::InvalidArgumentError(
+      Cat(option, ": ", address,
+          " is reachable from other machines, and nobody checks there who "
+          "calls; use loopback or a Unix socket, or pass --allow-remote on a closed network"));
 }
 
 void DeclareServerOptions(OptionSet& set, ServerOptions* options) {
   set.String("listen", &options->address,
              "Address to serve: host:port (port 0: a free one) or unix:PATH.")
       .Bool("allow_remote", &options->allow_remote,
-            "Allow an address that other machines can reach.")
+            "Allow addresses that other machines can reach although nobody checks there who calls.")
       .String("metrics", &options->metrics_address,
               "host:port of GET /metrics (port 0: a free one); empty for none.")
       .Duration("drain_grace", &options->drain_grace, 0, 3600,
@@ -100,7 +102,7 @@ struct ServiceHost::Impl {
   std::vector<HostedService> services;
   std::unique_ptr<MetricsServer> metrics;
   std::unique_ptr<grpc::Server> server;
-  std::function<bool()> healthy;
+  std::function<absl::Status()> check_health;
 
   std::mutex mutex;
   std::condition_variable wake;
@@ -116,15 +118,16 @@ struct ServiceHost::Impl {
     }
   }
 
-  void WatchHealth() {
-    bool serving = true;
+  void WatchHealth(bool serving) {
     std::unique_lock<std::mutex> lock(mutex);
-    while (!wake.wait_for(lock, kHealthInterval, [this] { return draining; })) {
-      const bool now = healthy();
-      if (now == serving) continue;
-      serving = now;
+    // Callers wait for a service that is not healthy yet.
+    while (!wake.wait_for(lock, serving ? kHealthInterval : kUnhealthyInterval,
+                          [this] { return draining; })) {
+      const absl::Status now = check_health();
+      if (now.ok() == serving) continue;
+      serving = now.ok();
       SetServing(serving);
-      LogLine(runtime.name, serving ? "healthy again" : "not healthy: no progress");
+      LogLine(runtime.name, serving ? "healthy" : Cat("not healthy: ", now.message()));
     }
   }
 };
@@ -135,19 +138,19 @@ ServiceHost::~ServiceHost() { Drain(0).IgnoreError(); }
 
 absl::StatusOr<std::unique_ptr<ServiceHost>> ServiceHost::Create(
     ServiceRuntime& runtime, const ServerOptions& options,
-    const std::vector<HostedService>& services, std::function<bool()> healthy) {
+    const std::vector<HostedService>& services, std::function<absl::Status()> health) {
   if (!options.allow_remote) {
     RETURN_IF_ERROR(CheckLocalAddress(options.address));
     if (!options.metrics_address.empty()) {
-      RETURN_IF_ERROR(CheckLocalAddress(options.metrics_address));
+      RETURN_IF_ERROR(CheckLocalAddress(options.metrics_address, "metrics"));
     }
   }
-  SetRequestLog(options.log_requests);
+  runtime.log_requests = options.log_requests;
   EnableGlobalPlugins();
 
   auto impl = std::make_unique<Impl>(runtime);
   impl->services = services;
-  impl->healthy = std::move(healthy);
+  impl->check_health = std::move(health);
 
   grpc::ServerBuilder builder;
   builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
@@ -191,9 +194,10 @@ absl::StatusOr<std::unique_ptr<ServiceHost>> ServiceHost::Create(
     ASSIGN_OR_RETURN(impl->metrics,
                      MetricsServer::Create(options.metrics_address, runtime.metrics));
   }
-  impl->SetServing(true);
-  if (impl->healthy) {
-    impl->health_thread = std::thread([raw = impl.get()] { raw->WatchHealth(); });
+  const bool serving = !impl->check_health || impl->check_health().ok();
+  impl->SetServing(serving);
+  if (impl->check_health) {
+    impl->health_thread = std::thread([raw = impl.get(), serving] { raw->WatchHealth(serving); });
   }
   return std::unique_ptr<ServiceHost>(new ServiceHost(std::move(impl)));
 }

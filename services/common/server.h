@@ -40,8 +40,9 @@ struct ServerOptions {
 // Declares listen, metrics, allow_remote, drain_grace, log_requests, ready_file, parent_pid.
 void DeclareServerOptions(OptionSet& set, ServerOptions* options);
 
-// INVALID_ARGUMENT when `address` is neither loopback nor a Unix socket nor empty.
-absl::Status CheckLocalAddress(const std::string& address);
+// INVALID_ARGUMENT, naming the option, when `address` is neither loopback nor a Unix socket nor
+// empty.
+absl::Status CheckLocalAddress(const std::string& address, std::string_view option = "listen");
 
 struct HostedService {
   grpc::Service* service;
@@ -50,12 +51,13 @@ struct HostedService {
 
 class ServiceHost {
  public:
-  // `services` live as long as the host. `healthy` is asked several times a second and drives
-  // grpc.health.v1 for "" and for every service; null: always serving.
+  // `services` live as long as the host. `health` is asked at the start and then several times a
+  // second, and drives grpc.health.v1 for "" and for every service: OK, or why not, for the log.
+  // null: always serving.
   // Errors: INVALID_ARGUMENT (address), UNAVAILABLE (cannot listen).
   static absl::StatusOr<std::unique_ptr<ServiceHost>> Create(
       ServiceRuntime& runtime, const ServerOptions& options,
-      const std::vector<HostedService>& services, std::function<bool()> healthy = nullptr);
+      const std::vector<HostedService>& services, std::function<absl::Status()> health = nullptr);
   // Drains without grace.
   ~ServiceHost();
 

@@ -70,8 +70,15 @@ class StreamWriter : public grpc::ServerWriteReactor<Response>,
   virtual void OnAbandoned(const absl::Status& /*why*/) {}
   // May append `next` to `waiting` and return true. Called with the lock held.
   virtual bool Merge(Response& /*waiting*/, Response& /*next*/) { return false; }
-  // gRPC has let go of the stream; `status` is what was sent. Fill call().log() here.
+  // The stream is over; `status` is what was sent. Fill call().log() here.
   virtual void OnEnded(const absl::Status& /*status*/) {}
+  // Asked when gRPC has let go of the stream: true when the producer has yet to say how its work
+  // ended. It then calls Close, once; until then the call counts as running.
+  virtual bool AwaitsProducer() { return false; }
+  void Close() {
+    OnEnded(final_);
+    call_.End(final_);
+  }
   // A message was handed to the transport: there is room again. Producers that read from a source
   // on demand push here. Without locks held.
   virtual void OnWritten() {}
@@ -90,9 +97,8 @@ class StreamWriter : public grpc::ServerWriteReactor<Response>,
       done_ = true;  // the context ends with this call: the alarm must not touch it any more
     }
     stuck_.reset();
-    OnEnded(final_);
-    call_.End(final_);
-    auto self = std::move(self_);
+    const auto self = std::move(self_);
+    if (!AwaitsProducer()) Close();
   }
   // Starts what comes next when no operation is in flight. With the lock held.
   void PumpLocked();

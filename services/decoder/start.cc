@@ -29,10 +29,15 @@ class RunningDecoder : public RunningService {
     ASSIGN_OR_RETURN(engine_, Engine::Create(options));
     service_ = DecoderService::Create(runtime_, *engine_,
                                       {options.max_running, options.max_queued});
-    ASSIGN_OR_RETURN(
-        host_, ServiceHost::Create(runtime_, config.server,
-                                   {{service_->grpc_service(), DecoderService::full_name()}},
-                                   [this] { return engine_->Healthy(); }));
+    ASSIGN_OR_RETURN(host_, ServiceHost::Create(
+                                runtime_, config.server,
+                                {{service_->grpc_service(), DecoderService::full_name()}}, [this] {
+                                  return engine_->Healthy()
+                                             ? absl::OkStatus()
+                                             : absl::UnavailableError(
+                                                   "a step takes longer than the watchdog "
+                                                   "allows");
+                                }));
     LogLine("decoder", Cat("model ", options.model_path, ", kernels ",
                            engine_->Configuration().kernel_configuration));
     return absl::OkStatus();

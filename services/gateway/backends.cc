@@ -171,6 +171,7 @@ class GrpcBackends : public Backends {
   bool has_router() const override { return router_ != nullptr; }
 
   bool DecoderReady() override { return decoder_health_.serving(); }
+  uint64_t DecoderGeneration() override { return decoder_health_.breaks(); }
 
   std::vector<std::pair<std::string, bool>> Reachable() override {
     std::vector<std::pair<std::string, bool>> services = {{"decoder", decoder_health_.serving()}};

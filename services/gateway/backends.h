@@ -2,6 +2,7 @@
 // pipeline is tested with doubles; GrpcBackends is the real one.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -70,6 +71,8 @@ class Backends {
   virtual bool has_router() const = 0;
   // Whether the decoder can be reached and says that it serves.
   virtual bool DecoderReady() = 0;
+  // Another number: the decoder may be another process than before.
+  virtual uint64_t DecoderGeneration() = 0;
   // The services behind, by name, and whether each can be reached now.
   virtual std::vector<std::pair<std::string, bool>> Reachable() = 0;
 };

@@ -105,11 +105,17 @@ class RunningGateway : public Gateway {
   absl::Status OpenDoors() {
     rpc_ = MakeGatewayRpcService(runtime_, tenants_, *pipeline_);
     services::ServerOptions server = config_.server;
-    // The tokens are the gateway's guard.
-    server.allow_remote = !tenants_.open();
+    if (!server.allow_remote) {
+      RETURN_IF_ERROR(services::CheckLocalAddress(server.metrics_address, "metrics"));
+    }
+    // The tokens guard the door; without tokens its addresses were checked before.
+    server.allow_remote = true;
     const auto healthy = [backends = backends_.get()] { return backends->DecoderReady(); };
+    const auto health = [healthy] {
+      return healthy() ? absl::OkStatus() : absl::UnavailableError("the decoder does not serve");
+    };
     ASSIGN_OR_RETURN(host_, services::ServiceHost::Create(runtime_, server,
-                                                          {{rpc_.get(), kServiceName}}, healthy));
+                                                          {{rpc_.get(), kServiceName}}, health));
     if (config_.http.empty()) return absl::OkStatus();
     api_ = std::make_unique<HttpApi>(HttpApiOptions{.cors_origins = config_.cors_origins}, runtime_,
                                      tenants_, *pipeline_, healthy);

@@ -24,6 +24,7 @@ namespace cogumi::gateway {
 struct GatewayConfig {
   GatewayConfig() { server.address = "127.0.0.1:7070"; }
 
+  // allow_remote is for the metrics' address alone: tokens decide about the doors.
   services::ServerOptions server;
   std::string http = "127.0.0.1:8080";  // host:port; "" for none
   // Addresses, used where no channel is handed over.

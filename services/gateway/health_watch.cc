@@ -34,6 +34,7 @@ struct HealthWatch::State : public std::enable_shared_from_this<State> {
   std::condition_variable ended;
   bool stopping = false;
   bool serving = false;
+  uint64_t breaks = 0;
   bool active = true;  // a stream or an alarm is under way
   std::shared_ptr<Stream> stream;
   std::shared_ptr<grpc::Alarm> alarm;
@@ -59,6 +60,7 @@ class HealthWatch::Stream : public grpc::ClientReadReactor<health::HealthCheckRe
     if (!ok) return;
     {
       std::lock_guard lock(state_->mutex);
+      answered_ = true;
       state_->serving = response_.status() == health::HealthCheckResponse::SERVING;
     }
     StartRead(&response_);
@@ -70,6 +72,7 @@ class HealthWatch::Stream : public grpc::ClientReadReactor<health::HealthCheckRe
       std::lock_guard lock(state_->mutex);
       // Without a health service: it answered, so it is there.
       state_->serving = status.error_code() == grpc::StatusCode::UNIMPLEMENTED;
+      state_->breaks += answered_ ? 1 : 0;
       state_->stream = nullptr;
     }
     state_->RetryLater();
@@ -78,6 +81,7 @@ class HealthWatch::Stream : public grpc::ClientReadReactor<health::HealthCheckRe
  private:
   const std::shared_ptr<State> state_;
   std::shared_ptr<Stream> self_;
+  bool answered_ = false;
   grpc::ClientContext context_;
   health::HealthCheckRequest request_;
   health::HealthCheckResponse response_;
@@ -136,6 +140,11 @@ HealthWatch::~HealthWatch() {
 bool HealthWatch::serving() const {
   std::lock_guard lock(state_->mutex);
   return state_->serving;
+}
+
+uint64_t HealthWatch::breaks() const {
+  std::lock_guard lock(state_->mutex);
+  return state_->breaks;
 }
 
 }  // namespace cogumi::gateway

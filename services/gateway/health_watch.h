@@ -2,6 +2,7 @@
 // change is known at once. Includes no gRPC header.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 
 namespace grpc {
@@ -21,6 +22,9 @@ class HealthWatch {
   // The service can be reached and says SERVING. A server without a health service counts as
   // serving while it can be reached.
   bool serving() const;
+  // How often the connection to a service that had answered was lost: behind each may be another
+  // process.
+  uint64_t breaks() const;
 
  private:
   struct State;

@@ -25,17 +25,102 @@ constexpr double kUnavailableRetrySeconds = 1;
 // What the log and the metrics call a caller who went away before an answer.
 constexpr int kClientClosed = 499;
 
-// What the log line and the metrics say at the end of a request. The answer's maker fills it, the
-// server's thread reads it when the last byte is out.
-struct RequestRecord {
-  std::mutex mutex;
-  std::string request_id;
-  std::string method;  // "POST"
-  std::string route;   // "/v1/chat/completions"
-  std::string tenant = "unknown";
-  absl::Status status;
-  CallOutcome outcome;
-  bool entered = false;  // counted as a running call
+// What the log line and the metrics say at the end of a request: when its transport has ended, and
+// the pipeline's call, when there is one. Either may end first. What it uses outlives the pipeline.
+class RequestRecord {
+ public:
+  RequestRecord(services::ServiceRuntime& runtime, GatewayMetrics& metrics, std::string method,
+                std::string route, std::string id, std::string tenant)
+      : request_id(std::move(id)),
+        runtime_(runtime),
+        metrics_(metrics),
+        method_(std::move(method)),
+        route_(std::move(route)),
+        tenant_(std::move(tenant)),
+        entered_(runtime.calls.Enter()) {}
+
+  // False: the service is draining, the request is to be refused.
+  bool entered() const { return entered_; }
+
+  void SetTenant(const std::string& tenant) {
+    std::lock_guard lock(mutex_);
+    tenant_ = tenant;
+  }
+  void SetStatus(const absl::Status& status) {
+    std::lock_guard lock(mutex_);
+    status_ = status;
+  }
+  // The pipeline works for it: AnswerEnded will come.
+  void AnswerBegins() {
+    std::lock_guard lock(mutex_);
+    answering_ = true;
+  }
+  void AnswerEnded(const absl::Status& status, const CallOutcome& outcome) {
+    std::lock_guard lock(mutex_);
+    status_ = status;
+    outcome_ = outcome;
+    answering_ = false;
+    if (transport_ended_) Write();
+  }
+  // The peer has not got the whole answer.
+  void Gone() {
+    std::lock_guard lock(mutex_);
+    gone_ = true;
+  }
+  // `status`: of HTTP, 0 when none was sent.
+  void TransportEnded(int status, double seconds) {
+    std::lock_guard lock(mutex_);
+    transport_ended_ = true;
+    gone_ = gone_ || status == 0;
+    http_status_ = gone_ ? kClientClosed : status;
+    seconds_ = seconds;
+    if (!answering_) Write();
+  }
+
+  const std::string request_id;
+
+ private:
+  // With the lock held.
+  void Write() {
+    if (gone_ && status_.ok()) status_ = absl::CancelledError("the caller has gone");
+    metrics_.ObserveHttp(route_, method_, http_status_, seconds_);
+    // Probes and scrapes would drown the rest.
+    if (route_ != "/health" && route_ != "/metrics") {
+      const std::string method = Cat(method_, " ", route_);
+      const std::string reason = status_.ok() ? std::string() : services::ReasonOf(status_);
+      services::RequestLogEntry entry{.service = runtime_.name,
+                                      .method = method,
+                                      .request_id = request_id,
+                                      .tenant = tenant_,
+                                      .status = services::CodeName(status_.code()),
+                                      .reason = reason,
+                                      .seconds = seconds_};
+      if (outcome_.usage.prompt_tokens() > 0) {
+        entry.prompt_tokens = outcome_.usage.prompt_tokens();
+        entry.completion_tokens = outcome_.usage.completion_tokens();
+        entry.queue_seconds = outcome_.timings.queue_seconds();
+        entry.first_token_seconds = outcome_.first_token_seconds;
+      }
+      runtime_.LogRequest(entry);
+    }
+    if (entered_) runtime_.calls.Leave();
+  }
+
+  services::ServiceRuntime& runtime_;
+  GatewayMetrics& metrics_;
+  const std::string method_;  // "POST"
+  const std::string route_;   // "/v1/chat/completions"
+
+  std::mutex mutex_;
+  std::string tenant_;
+  absl::Status status_;
+  CallOutcome outcome_;
+  bool answering_ = false;
+  bool gone_ = false;
+  bool transport_ended_ = false;
+  int http_status_ = 0;
+  double seconds_ = 0;
+  const bool entered_;  // counted as a running call
 };
 
 std::string Lower(std::string_view text) {
@@ -95,6 +180,7 @@ class Reply {
 
   HttpExchange& exchange() { return *exchange_; }
   RequestRecord& record() { return *record_; }
+  std::shared_ptr<RequestRecord> shared_record() { return record_; }
 
   void Send(int status, const char* content_type, std::string body, const HttpHeaders& more = {}) {
     HttpHeaders headers = headers_;
@@ -104,10 +190,7 @@ class Reply {
   }
 
   void SendError(const absl::Status& status, bool chat = true) {
-    {
-      std::lock_guard lock(record_->mutex);
-      record_->status = status;
-    }
+    record_->SetStatus(status);
     HttpHeaders more;
     if (const auto retry = RetryAfter(status)) more.emplace_back("Retry-After", Cat(*retry));
     if (absl::IsUnauthenticated(status)) more.emplace_back("WWW-Authenticate", "Bearer");
@@ -116,10 +199,7 @@ class Reply {
 
   // Errors of HTTP itself.
   void SendHttpError(int status, std::string_view message, const HttpHeaders& more = {}) {
-    {
-      std::lock_guard lock(record_->mutex);
-      record_->status = absl::InvalidArgumentError(services::Absl(message));
-    }
+    record_->SetStatus(absl::InvalidArgumentError(services::Absl(message)));
     Send(status, kJson, HttpErrorBody(status, message), more);
   }
 
@@ -161,16 +241,13 @@ class CompletionAnswer : public CallObserver {
     Begin();
     if (!stream_) return body_->Finish(choice, complete);
     out_.clear();
+    events_->SetReceipt(complete.receipt());
     events_->AppendFinish(choice, complete.finish_reason(), &out_);
     reply_->exchange().Write(out_);
   }
 
   void OnDone(const absl::Status& status, const CallOutcome& outcome) override {
-    {
-      std::lock_guard lock(reply_->record().mutex);
-      reply_->record().status = status;
-      reply_->record().outcome = outcome;
-    }
+    reply_->record().AnswerEnded(status, outcome);
     if (!status.ok()) {
       if (!begun_ || !stream_) return reply_->SendError(status, frame_.chat);
       // The status line is out: the error is an event, and the missing end mark tells the rest.
@@ -259,33 +336,6 @@ struct HttpApi::Impl {
     reply.Send(204, kJson, "", headers);
   }
 
-  void Finished(RequestRecord& record, int status, double seconds) const {
-    std::lock_guard lock(record.mutex);
-    if (status == 0) status = kClientClosed;
-    parts.metrics->ObserveHttp(record.route, record.method, status, seconds);
-    // Probes and scrapes would drown the rest.
-    if (record.route != "/health" && record.route != "/metrics") {
-      const std::string method = Cat(record.method, " ", record.route);
-      const std::string reason =
-          record.status.ok() ? std::string() : services::ReasonOf(record.status);
-      services::RequestLogEntry entry{.service = runtime.name,
-                                      .method = method,
-                                      .request_id = record.request_id,
-                                      .tenant = record.tenant,
-                                      .status = services::CodeName(record.status.code()),
-                                      .reason = reason,
-                                      .seconds = seconds};
-      if (record.outcome.usage.prompt_tokens() > 0) {
-        entry.prompt_tokens = record.outcome.usage.prompt_tokens();
-        entry.completion_tokens = record.outcome.usage.completion_tokens();
-        entry.queue_seconds = record.outcome.timings.queue_seconds();
-        entry.first_token_seconds = record.outcome.first_token_seconds;
-      }
-      services::LogRequest(entry);
-    }
-    if (std::exchange(record.entered, false)) runtime.calls.Leave();
-  }
-
   void Complete(const HttpRequest& request, const std::shared_ptr<Reply>& reply, Identity identity,
                 bool chat) {
     const std::string_view type = request.Header("content-type");
@@ -323,10 +373,13 @@ struct HttpApi::Impl {
     // The pipeline refuses a product beyond its limit before anything is streamed.
     const int choices =
         std::clamp(call.n, 1, kMaxChoices) * static_cast<int>(chat ? 1 : call.prompts.size());
+    const std::shared_ptr<RequestRecord> record = reply->shared_record();
+    record->AnswerBegins();
     auto answer = std::make_shared<CompletionAnswer>(reply, *parts.models, std::move(frame),
                                                      parsed->stream, choices);
     std::shared_ptr<PipelineCall> running = pipeline.Prepare(std::move(call), std::move(answer));
-    reply->exchange().SetOnGone([running, metrics = parts.metrics](bool overflow) {
+    reply->exchange().SetOnGone([running, record, metrics = parts.metrics](bool overflow) {
+      record->Gone();
       if (!overflow) return running->Cancel(absl::CancelledError("the caller has gone"));
       metrics->CountSlowReader();
       running->Cancel(services::WithReason(
@@ -388,20 +441,17 @@ void HttpApi::Handle(const HttpRequest& request, std::shared_ptr<HttpExchange> e
   const bool one_model = path.starts_with(kModels);
   const bool get = request.method == "GET" || request.method == "HEAD";
 
-  auto record = std::make_shared<RequestRecord>();
   const std::string_view id = request.Header(services::kRequestIdKey);
-  record->request_id = services::IsValidRequestId(id) ? std::string(id) : services::NewRequestId();
-  record->method = get || request.method == "POST" || request.method == "OPTIONS"
-                       ? request.method
-                       : std::string("other");
-  record->route = one_model ? "/v1/models/{id}" : route != nullptr ? route->path : "other";
-  if (impl_->tenants.open()) record->tenant = Identity().tenant;
-  // Held until the last byte is out, so that a drain loses none of them.
-  record->entered = impl_->runtime.calls.Enter();
-  const bool draining = !record->entered;
-  exchange->SetOnFinished([impl = impl_.get(), record](int status, double seconds) {
-    impl->Finished(*record, status, seconds);
-  });
+  // Entered until the last byte is out, so that a drain loses none of them.
+  auto record = std::make_shared<RequestRecord>(
+      impl_->runtime, *impl_->parts.metrics,
+      get || request.method == "POST" || request.method == "OPTIONS" ? request.method : "other",
+      one_model ? "/v1/models/{id}" : std::string(route != nullptr ? route->path : "other"),
+      services::IsValidRequestId(id) ? std::string(id) : services::NewRequestId(),
+      impl_->tenants.open() ? Identity().tenant : "unknown");
+  const bool draining = !record->entered();
+  exchange->SetOnFinished(
+      [record](int status, double seconds) { record->TransportEnded(status, seconds); });
   auto reply = std::make_shared<Reply>(std::move(exchange), record,
                                        impl_->BaseHeaders(request, record->request_id));
 
@@ -433,10 +483,7 @@ void HttpApi::Handle(const HttpRequest& request, std::shared_ptr<HttpExchange> e
 
   auto identity = impl_->tenants.Identify(request.Header("authorization"));
   if (!identity.ok()) return reply->SendError(identity.status());
-  {
-    std::lock_guard lock(record->mutex);
-    record->tenant = identity->tenant;
-  }
+  record->SetTenant(identity->tenant);
   if (path == "/metrics") {
     if (!identity->is_operator) {
       return reply->SendError(services::WithReason(

@@ -163,15 +163,15 @@ struct GatewayMetrics::Impl {
                             .Help("Requests that went on without a router's call")
                             .Register(registry)),
         routes(BuildCounter()
-                   .Name("cogumi_routing_decisions_total")
+                   .Name("cogumi_gateway_routing_decisions_total")
                    .Help("Routing decisions by domain and tier")
                    .Register(registry)),
         escalations(BuildCounter()
-                        .Name("cogumi_escalations_total")
+                        .Name("cogumi_gateway_escalations_total")
                         .Help("Escalations by the feedback that caused them")
                         .Register(registry)),
         confidence(BuildHistogram()
-                       .Name("cogumi_confidence_ratio")
+                       .Name("cogumi_gateway_confidence_ratio")
                        .Help("Confidence of answers, by whether it is calibrated")
                        .Register(registry)),
         router_seconds(BuildHistogram()

@@ -23,14 +23,18 @@ ModelCatalogue::~ModelCatalogue() {
 }
 
 void ModelCatalogue::Get(const Callback& done) {
+  const uint64_t generation = backends_.DecoderGeneration();
   ModelSnapshot snapshot;
   bool ask = false;
   {
     std::lock_guard lock(mutex_);
-    snapshot = snapshot_;
+    const bool same = generation == generation_;
+    if (same && !lost_) snapshot = snapshot_;
     if (snapshot == nullptr) waiting_.push_back(done);
-    const bool fresh = !stale_ && clock_.Now() - fetched_ < kFreshSeconds;
+    const bool fresh = snapshot != nullptr && !stale_ && clock_.Now() - fetched_ < kFreshSeconds;
     if (!fresh && !asking_) {
+      lost_ = lost_ || !same;
+      generation_ = generation;
       asking_ = true;
       ++calls_;
       ask = true;
@@ -73,6 +77,7 @@ void ModelCatalogue::Answered(absl::StatusOr<cogumi::v1::ModelInfoResponse> resp
     std::lock_guard lock(mutex_);
     if (result.ok()) {
       snapshot_ = *result;
+      lost_ = false;
       fetched_ = clock_.Now();
       stale_ = false;
     }
@@ -91,7 +96,12 @@ absl::Status CheckModelName(const std::string& name, const cogumi::v1::ModelInfo
   if (name.empty() || name == id) return absl::OkStatus();
   if (name.size() > id.size() + 1 && name.compare(0, id.size(), id) == 0 &&
       name[id.size()] == ':') {
-    return services::NotBuilt("adapter");
+    // The field that the caller used: the model's name names the adapter too.
+    return services::WithReason(
+        services::WithField(absl::UnimplementedError(absl::StrCat("adapters are not built yet: \"",
+                                                                  name.substr(0, 128), "\"")),
+                            "model"),
+        "NOT_BUILT");
   }
   return services::WithReason(services::WithField(absl::NotFoundError(absl::StrCat(
                                                       "the model \"", name.substr(0, 128),

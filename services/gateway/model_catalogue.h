@@ -30,9 +30,10 @@ class ModelCatalogue {
   ModelCatalogue& operator=(const ModelCatalogue&) = delete;
 
   // Answers at once from the cache (a copy older than half a minute is renewed in the background),
-  // or asks the decoder, for at most five seconds.
+  // or asks the decoder, for at most five seconds. A copy from before the decoder's connection
+  // broke is not used: another model may be served since.
   void Get(const Callback& done);
-  // The cached copy, or null.
+  // The last copy, or null.
   ModelSnapshot Peek() const;
   // A receipt shows what really answered: another digest makes the copy stale.
   void Observe(const cogumi::v1::Receipt& receipt);
@@ -48,7 +49,9 @@ class ModelCatalogue {
   bool asking_ = false;  // an answer is on its way; whoever waits gets it
   int calls_ = 0;        // calls whose callback has not returned
   bool stale_ = true;
+  bool lost_ = false;  // the connection broke since the copy was made
   double fetched_ = 0;
+  uint64_t generation_ = 0;  // of the decoder when it was asked last
   ModelSnapshot snapshot_;
   std::vector<Callback> waiting_;
 };

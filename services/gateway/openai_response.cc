@@ -211,13 +211,22 @@ void AppendModel(const v1::ModelDescription& model, std::string* out) {
 
 EventFormat::EventFormat(AnswerFrame frame, int choices)
     : frame_(std::move(frame)), choices_(static_cast<size_t>(choices)) {
-  head_ = Cat("data: ", FrameText(frame_, /*streamed=*/true), ",\"choices\":[{\"index\":");
+  SetHead();
   tail_ = frame_.include_usage ? "}],\"usage\":null}\n\n" : "}]}\n\n";
 }
 
 void EventFormat::AppendHead(int choice, std::string* out) const {
   out->append(head_);
   out->append(std::to_string(choice));
+}
+
+void EventFormat::SetHead() {
+  head_ = Cat("data: ", FrameText(frame_, /*streamed=*/true), ",\"choices\":[{\"index\":");
+}
+
+void EventFormat::SetReceipt(const v1::Receipt& receipt) {
+  frame_.fingerprint = SystemFingerprint(receipt.model_digest(), receipt.kernel_digest());
+  SetHead();
 }
 
 void EventFormat::AppendRole(int choice, std::string* out) {

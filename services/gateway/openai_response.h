@@ -31,6 +31,8 @@ class EventFormat {
   // The events of a chunk: for a chat's first one the role, too. Nothing when the chunk has nothing
   // to show yet.
   void AppendChunk(int choice, const cogumi::v1::GenerateChunk& chunk, std::string* out);
+  // What really answered: the events from here on say so.
+  void SetReceipt(const cogumi::v1::Receipt& receipt);
   void AppendFinish(int choice, cogumi::v1::FinishReason reason, std::string* out);
   // The usage, when asked for, and the end mark.
   void AppendDone(const cogumi::v1::Usage& usage, std::string* out) const;
@@ -39,7 +41,9 @@ class EventFormat {
   void AppendRole(int choice, std::string* out);
   void AppendHead(int choice, std::string* out) const;
 
-  const AnswerFrame frame_;
+  void SetHead();
+
+  AnswerFrame frame_;
   std::string head_;  // from "data: " to the choice's index
   std::string tail_;  // after the choice
   struct Choice {

@@ -51,6 +51,7 @@ class Call final : public PipelineCall, public std::enable_shared_from_this<Call
  private:
   struct Stream {
     std::shared_ptr<BackendCall> call;
+    bool sent = false;     // the decoder was asked, and has not refused
     bool started = false;  // a message came: the answer is no longer repeatable
     bool retried = false;
     bool ended = false;
@@ -119,9 +120,7 @@ class Call final : public PipelineCall, public std::enable_shared_from_this<Call
       session_key_ = {tenant(), request_.chat->session_id()};
       if (!pipeline_.LockSession(*session_key_)) {
         session_key_.reset();
-        return Finish(services::WithReason(
-            absl::AbortedError("another turn of this session is running; wait for its end"),
-            "SESSION_BUSY"));
+        return Finish(SessionBusyError());
       }
     }
     parts_.models->Get([call = shared_from_this()](absl::StatusOr<ModelSnapshot> model) {
@@ -299,6 +298,7 @@ class Call final : public PipelineCall, public std::enable_shared_from_this<Call
       request.mutable_sampling()->set_seed(request.sampling().seed() + choice % n);
     }
     request.set_features(choice == 0 && parts_.backends->has_router());
+    streams_[choice].sent = true;
     // The first event may come before Generate returns; it waits in the queue meanwhile.
     streams_[choice].call = parts_.backends->Generate(
         request_.context, request, std::make_shared<Sink>(shared_from_this(), choice));
@@ -344,6 +344,7 @@ class Call final : public PipelineCall, public std::enable_shared_from_this<Call
   void OnFinished(size_t choice, absl::Status status) {
     Stream& stream = streams_[choice];
     if (stopped_.ok() && !status.ok() && !stream.started) {
+      stream.sent = IsBrokenOff(status);
       if (absl::IsUnavailable(status) && !stream.retried) {
         stream.retried = true;
         parts_.metrics->CountDecoderRetry();
@@ -402,6 +403,12 @@ class Call final : public PipelineCall, public std::enable_shared_from_this<Call
     Finish(absl::OkStatus());
   }
 
+  // An end in the middle of the work, rather than a refusal of it.
+  static bool IsBrokenOff(const absl::Status& status) {
+    return absl::IsCancelled(status) || absl::IsDeadlineExceeded(status) ||
+           absl::IsInternal(status);
+  }
+
   // The first reason counts. What is under way ends by itself and finds `stopped_`.
   void Stop(absl::Status why) {
     if (finished_ || committing_ || !stopped_.ok()) return;
@@ -444,8 +451,8 @@ class Call final : public PipelineCall, public std::enable_shared_from_this<Call
       v1::Usage usage;
       if (stream.complete) {
         usage = stream.complete->usage();
-      } else if (stream.started) {
-        // Broken off: what was generated, and the prompt by its size.
+      } else if (stream.sent) {
+        // Broken off: what was generated, and the prompt by its size: its work was begun.
         usage.set_completion_tokens(stream.tokens);
         usage.set_prompt_tokens(EstimatedPromptTokens(choice));
       } else {
@@ -566,6 +573,12 @@ class Call final : public PipelineCall, public std::enable_shared_from_this<Call
   double session_started_ = 0;
   double session_seconds_ = 0;
 };
+
+absl::Status SessionBusyError() {
+  return services::WithReason(
+      absl::AbortedError("another turn of this session is running; wait for its end"),
+      "SESSION_BUSY");
+}
 
 Pipeline::Pipeline(const PipelineOptions& options, const PipelineParts& parts)
     : options_(options), parts_(parts) {}

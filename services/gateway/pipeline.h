@@ -93,6 +93,9 @@ struct PipelineParts {
   const Clock* clock = nullptr;
 };
 
+// ABORTED, reason SESSION_BUSY.
+absl::Status SessionBusyError();
+
 class Pipeline {
  public:
   Pipeline(const PipelineOptions& options, const PipelineParts& parts);
@@ -106,18 +109,21 @@ class Pipeline {
   // Calls and assessments that run.
   int running() const;
 
+  // Turns of a session, and what changes it otherwise, go one at a time. False: another one runs;
+  // the caller is told SessionBusyError.
+  using SessionKey = std::pair<std::string, std::string>;  // tenant, session
+  bool LockSession(const SessionKey& key);
+  void UnlockSession(const SessionKey& key);
+
   const PipelineOptions& options() const { return options_; }
   const PipelineParts& parts() const { return parts_; }
 
  private:
   friend class Call;
-  using SessionKey = std::pair<std::string, std::string>;  // tenant, session
 
   void Enter(PipelineCall* call, std::weak_ptr<PipelineCall> weak);
   // After it the pipeline may be gone.
   void Leave(PipelineCall* call);
-  bool LockSession(const SessionKey& key);
-  void UnlockSession(const SessionKey& key);
 
   const PipelineOptions options_;
   const PipelineParts parts_;

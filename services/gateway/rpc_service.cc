@@ -68,6 +68,7 @@ class AnswerStream final : public services::StreamWriter<Response>, public CallO
     {
       std::lock_guard lock(mutex_);
       answer_ = call;
+      answering_ = true;
     }
     call->Start();
   }
@@ -92,11 +93,15 @@ class AnswerStream final : public services::StreamWriter<Response>, public CallO
   }
 
   void OnDone(const absl::Status& status, const CallOutcome& outcome) override {
+    bool close = false;
     {
       std::lock_guard lock(mutex_);
       outcome_ = outcome;
       answer_ = nullptr;
+      answering_ = false;
+      close = let_go_;
     }
+    if (close) return this->Close();
     if (status.ok()) {
       this->PushAndEnd(std::move(last_));
     } else {
@@ -105,6 +110,13 @@ class AnswerStream final : public services::StreamWriter<Response>, public CallO
   }
 
  protected:
+  // A caller who goes is gone before the pipeline knows what the answer came to.
+  bool AwaitsProducer() override {
+    std::lock_guard lock(mutex_);
+    let_go_ = true;
+    return answering_;
+  }
+
   void OnAbandoned(const absl::Status& why) override {
     if (absl::IsResourceExhausted(why)) metrics_.CountSlowReader();
     std::shared_ptr<PipelineCall> answer;
@@ -141,6 +153,8 @@ class AnswerStream final : public services::StreamWriter<Response>, public CallO
   std::mutex mutex_;
   CallOutcome outcome_;
   std::shared_ptr<PipelineCall> answer_;
+  bool answering_ = false;  // the pipeline has not ended
+  bool let_go_ = false;     // gRPC has
 };
 
 class GatewayRpcService final : public v1::GatewayService::CallbackService {
@@ -197,8 +211,14 @@ class GatewayRpcService final : public v1::GatewayService::CallbackService {
       reply->Reply(identity.status());
       return reply.get();
     }
+    const Pipeline::SessionKey key(identity->tenant, request->session_id());
+    if (!pipeline_.LockSession(key)) {
+      reply->Reply(SessionBusyError());
+      return reply.get();
+    }
     parts_.sessions->Erase(identity->tenant, request->session_id(),
-                           [this, reply, response](absl::StatusOr<int64_t> erased) {
+                           [this, reply, response, key](absl::StatusOr<int64_t> erased) {
+                             pipeline_.UnlockSession(key);
                              if (!erased.ok()) {
                                parts_.metrics->CountSessionError("erase", erased.status());
                              } else {

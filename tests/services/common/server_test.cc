@@ -21,6 +21,7 @@
 #include "cogumi/v1/decoder.grpc.pb.h"
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "services/common/channel.h"
+#include "services/common/logging.h"
 #include "services/common/metrics_server.h"
 #include "services/common/rpc_call.h"
 #include "services/common/stream_writer.h"
@@ -116,9 +117,9 @@ class ServerTest : public testing::Test {
  protected:
   void Start(ServerOptions options = {}) {
     options.log_requests = false;
-    auto host = ServiceHost::Create(runtime_, options,
-                                    {{&service_, v1::DecoderService::service_full_name()}},
-                                    [this] { return healthy_.load(); });
+    auto host = ServiceHost::Create(
+        runtime_, options, {{&service_, v1::DecoderService::service_full_name()}},
+        [this] { return healthy_ ? absl::OkStatus() : absl::UnavailableError("no fuel"); });
     ASSERT_TRUE(host.ok()) << host.status();
     host_ = *std::move(host);
     channel_ = host_->address().empty() ? host_->InProcessChannel()
@@ -242,6 +243,43 @@ TEST_F(ServerTest, HealthFollowsTheCallback) {
   ASSERT_TRUE(watch->Read(&seen));
   EXPECT_EQ(seen.status(), HealthCheckResponse::SERVING);
   context.TryCancel();
+}
+
+TEST_F(ServerTest, HealthIsAskedBeforeTheFirstCall) {
+  using grpc::health::v1::HealthCheckResponse;
+  healthy_ = false;
+  ::testing::internal::CaptureStderr();
+  Start();
+  EXPECT_EQ(Health(""), HealthCheckResponse::NOT_SERVING);
+  auto health = grpc::health::v1::Health::NewStub(channel_);
+  grpc::ClientContext context;
+  auto watch = health->Watch(&context, {});
+  HealthCheckResponse seen;
+  for (const bool healthy : {true, false}) {
+    healthy_ = healthy;
+    do {
+      ASSERT_TRUE(watch->Read(&seen));
+    } while ((seen.status() == HealthCheckResponse::SERVING) != healthy);
+  }
+  context.TryCancel();
+  host_ = nullptr;  // behind its last line
+  FlushLog();
+  EXPECT_THAT(::testing::internal::GetCapturedStderr(), HasSubstr("not healthy: no fuel"));
+}
+
+TEST_F(ServerTest, RequestLinesAreSwitchedPerService) {
+  ServiceRuntime talks("talks"), silent("silent");
+  silent.log_requests = false;
+  ::testing::internal::CaptureStderr();
+  RequestLogEntry entry;
+  for (const ServiceRuntime* runtime : {&talks, &silent}) {
+    entry.service = runtime->name;
+    runtime->LogRequest(entry);
+  }
+  FlushLog();
+  const std::string log = ::testing::internal::GetCapturedStderr();
+  EXPECT_THAT(log, HasSubstr("\"service\":\"talks\""));
+  EXPECT_EQ(log.find("silent"), std::string::npos);
 }
 
 TEST_F(ServerTest, DrainLetsRunningCallsFinishAndRefusesNewOnes) {

@@ -1,7 +1,9 @@
 #include "services/common/text.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <csignal>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <string>
@@ -92,6 +94,23 @@ TEST(RequestContextTest, ChecksTraceparent) {
   EXPECT_FALSE(IsValidTraceparent("00-" + std::string(32, '0') + good.substr(35)));
   EXPECT_FALSE(IsValidTraceparent(good.substr(0, 36) + std::string(16, '0') + "-01"));
   EXPECT_FALSE(IsValidTraceparent(good + "0"));
+}
+
+TEST(LoggingTest, AReaderThatTakesNothingHoldsNobodyUp) {
+  const auto ignored = std::signal(SIGPIPE, SIG_IGN);
+  int ends[2];
+  ASSERT_EQ(::pipe(ends), 0);
+  const int terminal = ::dup(STDERR_FILENO);
+  ::dup2(ends[1], STDERR_FILENO);
+  LogLine("test", std::string(1 << 20, 'x'));  // far more than a pipe holds
+  FlushLog();
+  ::dup2(terminal, STDERR_FILENO);
+  ::close(terminal);
+  ::close(ends[0]);  // the writer's thread goes on
+  ::close(ends[1]);
+  LogLine("test", "to the terminal again");
+  FlushLog();
+  std::signal(SIGPIPE, ignored);
 }
 
 }  // namespace

@@ -54,9 +54,9 @@ class DecoderTest : public testing::Test {
     server.address = address;
     server.log_requests = false;
     server.max_streams = 4096;
-    auto host = ServiceHost::Create(runtime_, server,
-                                    {{service_->grpc_service(), DecoderService::full_name()}},
-                                    [this] { return engine_->Healthy(); });
+    auto host = ServiceHost::Create(
+        runtime_, server, {{service_->grpc_service(), DecoderService::full_name()}},
+        [this] { return engine_->Healthy() ? absl::OkStatus() : absl::UnavailableError("slow"); });
     ASSERT_TRUE(host.ok()) << host.status();
     host_ = *std::move(host);
     grpc::ChannelArguments arguments;
@@ -579,6 +579,21 @@ TEST_F(DecoderTest, MetricsMove) {
         "cogumi_rpc_calls_total{code=\"OK\",method=\"Generate\",service=\"decoder\"} 1"}) {
     EXPECT_THAT(text, HasSubstr(expected));
   }
+}
+
+TEST_F(DecoderTest, OnlyModelInfoWaitsForTheDigest) {
+  Start();
+  // Every family is there before the first answer.
+  EXPECT_THAT(Metrics(),
+              HasSubstr("vllm:time_to_first_token_seconds_count{model_name=\"fake\"} 0"));
+  EXPECT_TRUE(Generate(Text("x")).status.ok());
+  EXPECT_THAT(Metrics(),
+              HasSubstr("vllm:time_to_first_token_seconds_count{model_name=\"fake\"} 1"));
+  EXPECT_EQ(engine_->model_calls(), 0);
+  grpc::ClientContext context;
+  v1::ModelInfoResponse info;
+  EXPECT_TRUE(stub_->ModelInfo(&context, {}, &info).ok());
+  EXPECT_EQ(engine_->model_calls(), 1);
 }
 
 TEST(ConvertTest, EngineErrorsNameTheirField) {

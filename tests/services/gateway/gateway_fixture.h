@@ -6,6 +6,7 @@
 #include <grpcpp/security/credentials.h>
 
 #include <fstream>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "cogumi/v1/gateway.grpc.pb.h"
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "gtest/gtest.h"
+#include "services/common/logging.h"
 #include "services/common/metrics.h"
 #include "services/gateway/gateway.h"
 #include "tests/services/gateway/fake_services.h"
@@ -116,6 +118,14 @@ class GatewayFixture : public ::testing::Test {
     std::vector<std::string> users;
     for (const v1::Turn& turn : response.turns()) users.push_back(turn.user());
     return users;
+  }
+  // What stands in the log about the request that `work` makes and ends.
+  std::string LogOf(const std::function<void()>& work) {
+    ::testing::internal::CaptureStderr();
+    work();
+    EXPECT_TRUE(test::Eventually([&] { return gateway_->host().runtime().calls.running() == 0; }));
+    services::FlushLog();
+    return ::testing::internal::GetCapturedStderr();
   }
   test::FakeDecoder& decoder() { return backend_.decoder; }
 

@@ -248,6 +248,65 @@ TEST_F(GatewayGrpcTest, CancelReachesTheDecoder) {
   EXPECT_THAT(Turns("s"), IsEmpty());
 }
 
+TEST_F(GatewayGrpcTest, TheLogKnowsWhatACancelledAnswerCost) {
+  config_.server.log_requests = true;
+  Start();
+  decoder().SetScript({.pieces = {"a", "b"}, .hold_after = 1});
+  // Either may end first, the caller's stream or the decoder's: each is tried often.
+  for (int round = 0; round < 20; ++round) {
+    const std::string log = LogOf([&] {
+      grpc::ClientContext context;
+      auto reader = stub_->Chat(&context, Ask("x"));
+      v1::ChatResponse response;
+      ASSERT_TRUE(reader->Read(&response));
+      context.TryCancel();
+      EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+    });
+    EXPECT_THAT(log, HasSubstr(R"("status":"CANCELLED")"));
+    EXPECT_THAT(log, HasSubstr(R"("prompt_tokens":1,"completion_tokens":1)"));
+    EXPECT_EQ(log.find("\"request_id\""), log.rfind("\"request_id\"")) << log;
+  }
+}
+
+TEST_F(GatewayGrpcTest, AnErasureWaitsForNoTurn) {
+  Start();
+  decoder().SetScript({.pieces = {"a", "b"}, .hold_after = 1});
+  grpc::ClientContext context;
+  auto reader = stub_->Chat(&context, Ask("x", "s"));
+  v1::ChatResponse response;
+  ASSERT_TRUE(reader->Read(&response));
+  const auto erase = [this] {
+    grpc::ClientContext erasing;
+    v1::EraseSessionRequest request;
+    request.set_session_id("s");
+    v1::EraseSessionResponse erased;
+    const grpc::Status status = stub_->EraseSession(&erasing, request, &erased);
+    return status.ok() ? absl::StatusOr<int>(erased.erased_turns()) : services::FromGrpc(status);
+  };
+  // Otherwise the running turn would come back after the erasure.
+  EXPECT_EQ(services::ReasonOf(erase().status()), "SESSION_BUSY");
+  decoder().Release();
+  while (reader->Read(&response)) {
+  }
+  ASSERT_TRUE(reader->Finish().ok());
+  const auto erased = erase();
+  ASSERT_TRUE(erased.ok()) << erased.status();
+  EXPECT_EQ(*erased, 1);
+  EXPECT_THAT(Turns("s"), IsEmpty());
+  EXPECT_TRUE(Chat(Ask("x", "s")).status.ok());  // and it is unlocked again
+}
+
+TEST_F(GatewayGrpcTest, MetricsForOtherMachinesNeedAWord) {
+  config_.tokens = folder_.File("tokens.yaml");
+  std::ofstream(config_.tokens) << kTokens;
+  config_.server.metrics_address = "0.0.0.0:0";
+  const auto refused = StartGateway(
+      config_, {.decoder = backend_.Channel(), .router = nullptr, .modifiers = nullptr});
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("metrics: 0.0.0.0:0"));
+  config_.server.allow_remote = true;
+  Start();
+}
+
 TEST_F(GatewayGrpcTest, DeadlineEndsTheWork) {
   Start();
   decoder().SetScript({.pieces = {"a", "b"}, .hold_after = 1});

@@ -12,6 +12,7 @@ using nlohmann::json;
 using test::Eventually;
 using test::RawHttp;
 using test::RawResponse;
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
@@ -178,8 +179,9 @@ TEST_F(GatewayHttpTest, ModelsHealthAndMetrics) {
        {"cogumi_http_requests_total{", "cogumi_http_request_duration_seconds_bucket{",
         "cogumi_http_connections ", "cogumi_gateway_streams 0", "cogumi_gateway_tokens_total{",
         "cogumi_gateway_time_to_first_token_seconds_count 1", "cogumi_build_info{",
-        "cogumi_gateway_backend_up{service=\"decoder\"} 1", "cogumi_routing_decisions_total{",
-        "cogumi_query_cost_dollars_total{", "cogumi_session_commits_total 0"}) {
+        "cogumi_gateway_backend_up{service=\"decoder\"} 1",
+        "cogumi_gateway_routing_decisions_total{", "cogumi_query_cost_dollars_total{",
+        "cogumi_session_commits_total 0"}) {
     EXPECT_THAT(response.body, HasSubstr(series));
   }
   EXPECT_THAT(response.body, HasSubstr(R"(route="/v1/models/{id}",status="404"} 2)"));
@@ -228,7 +230,7 @@ TEST_F(GatewayHttpTest, WhatIsWrongIsNamed) {
       {kChatPath, R"({"messages":[]})", 400, "messages"},
       {kChatPath, R"({"messages":[{"role":"user","content":"x"}],"model":"gpt-99"})", 404, "model"},
       {kChatPath, R"({"messages":[{"role":"user","content":"x"}],"model":"tiny:poet"})", 400,
-       "adapter"},
+       "model"},
       {"/v1/completions", R"({"prompt":"x","logprobs":21})", 400, "logprobs"},
       {"/v1/completions", R"({"prompt":[-1]})", 400, "prompt"},
       {kChatPath, "not json", 400, nullptr},
@@ -435,6 +437,34 @@ TEST_F(GatewayHttpTest, DisconnectsReachTheDecoder) {
   EXPECT_TRUE(Eventually(
       [&] { return Metrics().find("cogumi_gateway_streams 0\n") != std::string::npos; }));
   EXPECT_TRUE(Eventually([&] { return gateway_->host().runtime().calls.running() == 0; }));
+}
+
+TEST_F(GatewayHttpTest, TheLogSaysHowARequestEnded) {
+  config_.server.log_requests = true;
+  Start();
+  EXPECT_THAT(LogOf([&] { Exchange(Post(kChatPath, kStream)); }),
+              AllOf(HasSubstr(R"("status":"OK")"), HasSubstr(R"("completion_tokens":3)")));
+
+  decoder().SetScript({.pieces = {"a", "b"}, .hold_after = 1});
+  const std::string left = LogOf([&] {
+    RawHttp http(gateway_->http_address());
+    http.Send(Post(kChatPath, kStream));
+    ASSERT_TRUE(http.Await("\"a\""));
+  });
+  EXPECT_THAT(left, HasSubstr(R"("status":"CANCELLED")"));
+  EXPECT_THAT(left, HasSubstr(R"("completion_tokens":1)"));
+  EXPECT_EQ(left.find("\"request_id\""), left.rfind("\"request_id\"")) << left;
+  EXPECT_THAT(Metrics(), HasSubstr(R"(route="/v1/chat/completions",status="499"} 1)"));
+
+  decoder().SetScript({.pieces = {std::string(4096, 'x')}, .endless = true});
+  const std::string slow = LogOf([&] {
+    RawHttp http(gateway_->http_address(), 4096);
+    http.Send(Post(kChatPath, kStream));
+    ASSERT_TRUE(Eventually([&] { return decoder().cancelled() == 2; }));
+    EXPECT_TRUE(http.AwaitEnd());
+  });
+  EXPECT_THAT(slow, HasSubstr(R"("status":"RESOURCE_EXHAUSTED","reason":"SLOW_READER")"));
+  EXPECT_THAT(slow, HasSubstr(R"("completion_tokens":)"));
 }
 
 TEST_F(GatewayHttpTest, ASlowReaderIsCutOff) {

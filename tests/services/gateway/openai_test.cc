@@ -6,6 +6,7 @@
 #include "services/common/status.h"
 #include "services/common/text.h"
 #include "services/gateway/json_text.h"
+#include "services/gateway/model_catalogue.h"
 #include "services/gateway/openai_request.h"
 #include "services/gateway/openai_response.h"
 #include "services/gateway/validate.h"
@@ -498,6 +499,28 @@ TEST(OpenAiResponseTest, GoldenEventsOfAChat) {
                      R"("prompt_tokens_details":{"cached_tokens":1}}})"
                      "\n\n"
                      "data: [DONE]\n\n");
+}
+
+TEST(OpenAiResponseTest, TheEndOfAStreamSaysWhatReallyAnswered) {
+  AnswerFrame frame = Frame(true);
+  frame.include_usage = true;
+  EventFormat format(frame, 1);
+  std::string out;
+  format.AppendChunk(0, Chunk("x"), &out);
+  EXPECT_THAT(out, HasSubstr(R"("system_fingerprint":"fp_123")"));
+  v1::Receipt receipt;
+  receipt.set_model_digest("another");
+  receipt.set_kernel_digest("kernels");
+  format.SetReceipt(receipt);
+  out.clear();
+  format.AppendFinish(0, v1::FINISH_REASON_STOP, &out);
+  format.AppendDone({}, &out);
+  const std::string fingerprint =
+      "\"system_fingerprint\":\"" + SystemFingerprint("another", "kernels") + "\"";
+  EXPECT_EQ(out.find("fp_123"), std::string::npos);
+  const size_t first = out.find(fingerprint);
+  ASSERT_NE(first, std::string::npos);
+  EXPECT_NE(out.find(fingerprint, first + 1), std::string::npos);
 }
 
 TEST(OpenAiResponseTest, GoldenEventsOfACompletion) {

@@ -125,6 +125,7 @@ class FakeBackends : public Backends {
   }
   bool has_router() const override { return with_router; }
   bool DecoderReady() override { return true; }
+  uint64_t DecoderGeneration() override { return generation; }
   std::vector<std::pair<std::string, bool>> Reachable() override { return {{"decoder", true}}; }
 
   template <typename Response>
@@ -154,6 +155,7 @@ class FakeBackends : public Backends {
   std::vector<std::function<void()>> held;
   BackendCallback<v1::ModelInfoResponse> held_model;
   int model_calls = 0;
+  uint64_t generation = 0;
   services::RequestContext router_context;
   v1::RouteRequest route_request;
   v1::DetectRequest detect_request;
@@ -613,7 +615,7 @@ TEST_F(PipelineTest, ModelNames) {
   EXPECT_EQ(with("gpt-99").code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(services::ReasonOf(with("gpt-99")), "MODEL_NOT_FOUND");
   EXPECT_EQ(with("tiny:poet").code(), absl::StatusCode::kUnimplemented);
-  EXPECT_EQ(services::FieldOf(with("tiny:poet")), "adapter");
+  EXPECT_EQ(services::FieldOf(with("tiny:poet")), "model");
   EXPECT_EQ(with("tiny:").code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(with("other:poet").code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(backends_.model_calls, 1);
@@ -673,6 +675,52 @@ TEST_F(PipelineTest, BrokenOffAnswersArePaidFor) {
   call->Cancel(absl::CancelledError("gone"));
   // About a hundred for the prompt and one for the answer.
   EXPECT_EQ(services::ReasonOf(quotas.Admit("acme", 1).status()), "TOKEN_QUOTA");
+}
+
+TEST_F(PipelineTest, WhoLeavesBeforeTheFirstTokenPaysForThePrompt) {
+  limits_["acme"] = {.tokens_per_minute = 100};
+  QuotaManager quotas(limits_, clock_);
+  PipelineParts parts = pipeline_->parts();
+  parts.quotas = &quotas;
+  Pipeline pipeline(PipelineOptions{}, parts);
+  auto recorder = std::make_shared<Recorder>();
+  auto call = pipeline.Prepare(Request(std::string(1000, 'x')), recorder);
+  call->Start();
+  call->Cancel(absl::CancelledError("gone"));
+  EXPECT_EQ(recorder->outcome.usage.prompt_tokens(), 251);
+  EXPECT_EQ(services::ReasonOf(quotas.Admit("acme", 1).status()), "TOKEN_QUOTA");
+  // What the decoder refused cost nothing.
+  clock_.Advance(3600);
+  recorder = std::make_shared<Recorder>();
+  pipeline.Prepare(Request(std::string(1000, 'x')), recorder)->Start();
+  Stream(1).Finish(absl::ResourceExhaustedError("the queue is full"));
+  EXPECT_EQ(recorder->outcome.usage.prompt_tokens(), 0);
+  EXPECT_TRUE(quotas.Admit("acme", 1).ok());
+}
+
+TEST_F(PipelineTest, AnotherDecoderIsAskedWhatItServes) {
+  Start(Request("x"));
+  Stream(0).Complete();
+  EXPECT_EQ(backends_.model_calls, 1);
+  // The connection broke: behind it may be another process with another model.
+  backends_.generation = 1;
+  backends_.model.mutable_model()->set_id("other");
+  Running running = Start(Request("x"));
+  EXPECT_EQ(backends_.model_calls, 2);
+  EXPECT_EQ(models_.Peek()->model().id(), "other");
+  Stream(1).Complete();
+  CallRequest request = Request("x");
+  request.chat->set_model("tiny");
+  EXPECT_EQ(Code(Start(std::move(request))), absl::StatusCode::kNotFound);
+  EXPECT_EQ(backends_.model_calls, 2);
+  // While it cannot be asked, nobody is told of the old one.
+  backends_.generation = 2;
+  backends_.model_status = absl::UnavailableError("gone");
+  EXPECT_EQ(Code(Start(Request("x"))), absl::StatusCode::kUnavailable);
+  backends_.model_status = absl::OkStatus();
+  Start(Request("x"));
+  EXPECT_EQ(backends_.streams.size(), 3u);
+  Stream(2).Complete();
 }
 
 TEST_F(PipelineTest, TheRecordsAreBounded) {

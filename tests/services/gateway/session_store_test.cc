@@ -15,6 +15,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/services/gateway/eventually.h"
 #include "tests/services/gateway/temp_folder.h"
 
 namespace cogumi::gateway {
@@ -143,7 +144,7 @@ TEST_F(SessionStoreTest, ForgetsAfterItsTime) {
   clock_.Advance(1000);
   store = nullptr;
   store = Open();
-  EXPECT_EQ(store->Stats().expired_sessions, 2u);
+  EXPECT_TRUE(test::Eventually([&] { return store->Stats().expired_sessions == 2u; }));
 }
 
 TEST_F(SessionStoreTest, SurvivesARestart) {
