@@ -45,24 +45,44 @@ absl::StatusOr<SamplingParams> SamplingFlags::Get() const {
   return params;
 }
 
-absl::StatusOr<std::unique_ptr<Connection>> Connection::Open(const std::string& model) {
+absl::StatusOr<std::unique_ptr<Connection>> Connection::Open(const std::string& model,
+                                                             Sessions sessions) {
   std::unique_ptr<Connection> connection(new Connection());
   ASSIGN_OR_RETURN(const ModelFile file, FindModel(model));
-  if (auto running = FindServingCluster(file.path); running.has_value()) {
+  if (auto running = FindServingCluster(file.path, /*this_build=*/true); running.has_value()) {
     connection->record_ = *std::move(running);
   } else {
-    ClusterOptions options;
-    options.model = file.path;
-    ASSIGN_OR_RETURN(connection->own_, Cluster::Start(options));
+    RETURN_IF_ERROR(connection->Start(file.path, sessions));
   }
-  const services::ReadyLine* gateway = connection->record().Service("gateway");
+  RETURN_IF_ERROR(connection->Connect());
+  return connection;
+}
+
+absl::StatusOr<std::unique_ptr<Connection>> Connection::OpenPrivate(const std::string& model) {
+  std::unique_ptr<Connection> connection(new Connection());
+  ASSIGN_OR_RETURN(const ModelFile file, FindModel(model));
+  RETURN_IF_ERROR(connection->Start(file.path, Sessions::kTemporary));
+  RETURN_IF_ERROR(connection->Connect());
+  return connection;
+}
+
+absl::Status Connection::Start(const std::string& model_path, Sessions sessions) {
+  ClusterOptions options;
+  options.model = model_path;
+  options.keep_sessions = sessions == Sessions::kKept;
+  ASSIGN_OR_RETURN(own_, Cluster::Start(options));
+  return absl::OkStatus();
+}
+
+absl::Status Connection::Connect() {
+  const services::ReadyLine* gateway = record().Service("gateway");
   if (gateway == nullptr) {
     return WithAdvice(absl::UnavailableError("the running cluster has no gateway"),
                       "`cogumi stop` ends it, then run this again");
   }
   RETURN_IF_ERROR(AwaitHealth(gateway->address, 10));
-  connection->gateway_ = std::make_unique<GatewayClient>(gateway->address);
-  return connection;
+  gateway_ = std::make_unique<GatewayClient>(gateway->address);
+  return absl::OkStatus();
 }
 
 JsonObject ToJson(const Answer& answer) {

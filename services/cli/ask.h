@@ -36,8 +36,13 @@ class SamplingFlags {
 // A running cluster that serves the model, or a private one that ends with this object.
 class Connection {
  public:
-  // `model` is a listed name, a GGUF path, or "" for the default.
-  static absl::StatusOr<std::unique_ptr<Connection>> Open(const std::string& model);
+  enum class Sessions { kTemporary, kKept };
+  // `model` is a listed name, a GGUF path, or "" for the default. A running cluster of another
+  // build is left alone. Kept sessions are in the user's store also when the cluster is private.
+  static absl::StatusOr<std::unique_ptr<Connection>> Open(const std::string& model,
+                                                          Sessions sessions);
+  // Always a private cluster.
+  static absl::StatusOr<std::unique_ptr<Connection>> OpenPrivate(const std::string& model);
 
   GatewayClient& gateway() { return *gateway_; }
   const ClusterRecord& record() const { return own_ ? own_->record() : record_; }
@@ -46,6 +51,9 @@ class Connection {
 
  private:
   Connection() = default;
+  absl::Status Start(const std::string& model_path, Sessions sessions);
+  absl::Status Connect();
+
   std::unique_ptr<Cluster> own_;
   ClusterRecord record_;
   std::unique_ptr<GatewayClient> gateway_;

@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <cstdlib>
+#include <thread>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
@@ -22,6 +23,8 @@ namespace {
 
 // Of calls that answer at once; Ask has none: a person waits as long as a person wants.
 constexpr double kCallSeconds = 10;
+// What a turn that was stopped takes at most to let go of its session.
+constexpr std::chrono::milliseconds kTurnEnds(2000);
 
 void Prepare(grpc::ClientContext* context, double seconds) {
   if (seconds > 0) {
@@ -99,9 +102,11 @@ void FromProto(const v1::ChatComplete& from, Answer* to) {
              from.usage().cached_tokens()};
   c.timings = {from.timings().queue_seconds(), from.timings().prefill_seconds(),
                from.timings().decode_seconds(), from.timings().time_to_first_token_seconds()};
-  c.receipt = {from.receipt().model_digest(), from.receipt().template_digest(),
-               from.receipt().kernel_digest(), from.receipt().kernel_configuration(),
-               from.receipt().seed()};
+  c.receipt.model_digest = from.receipt().model_digest();
+  c.receipt.template_digest = from.receipt().template_digest();
+  c.receipt.kernel_digest = from.receipt().kernel_digest();
+  c.receipt.kernel_configuration = from.receipt().kernel_configuration();
+  c.receipt.seed = from.receipt().seed();
   c.prompt_tokens.assign(from.prompt_token_ids().begin(), from.prompt_token_ids().end());
   to->request_id = from.request_id();
 }
@@ -238,14 +243,19 @@ absl::StatusOr<std::vector<StoredTurn>> GatewayClient::GetSession(const std::str
 }
 
 absl::StatusOr<int> GatewayClient::EraseSession(const std::string& id) {
-  grpc::ClientContext context;
-  Prepare(&context, kCallSeconds);
-  v1::EraseSessionRequest request;
-  request.set_session_id(id);
-  v1::EraseSessionResponse response;
-  const grpc::Status status = impl_->stub->EraseSession(&context, request, &response);
-  if (!status.ok()) return Finished(status);
-  return response.erased_turns();
+  const auto deadline = std::chrono::steady_clock::now() + kTurnEnds;
+  while (true) {
+    grpc::ClientContext context;
+    Prepare(&context, kCallSeconds);
+    v1::EraseSessionRequest request;
+    request.set_session_id(id);
+    v1::EraseSessionResponse response;
+    const grpc::Status status = impl_->stub->EraseSession(&context, request, &response);
+    if (status.ok()) return response.erased_turns();
+    const bool busy = status.error_code() == grpc::StatusCode::ABORTED;
+    if (!busy || std::chrono::steady_clock::now() >= deadline) return Finished(status);
+    std::this_thread::sleep_for(kTurnEnds / 100);
+  }
 }
 
 absl::StatusOr<std::string> GatewayClient::Explain(const std::string& request_id) {

@@ -23,6 +23,7 @@
 #include "engine/core/status_macros.h"
 #include "services/cli/paths.h"
 #include "services/cli/verb.h"
+#include "services/common/config.h"
 #include "services/common/logging.h"
 
 namespace cogumi::cli {
@@ -33,6 +34,8 @@ namespace fs = std::filesystem;
 constexpr double kFirstPause = 0.1, kLongestPause = 5;
 // What a service without running calls gets to end by itself.
 constexpr double kStopSeconds = 10;
+// What the gateway gets to cut its streams off after a second signal.
+constexpr double kCutSeconds = 5;
 // A service that has run so long starts again with the first pause.
 constexpr double kStableSeconds = 10;
 
@@ -49,6 +52,12 @@ void RemoveSockets(const ClusterRecord& record) {
 }
 
 double Now() { return Clock::Real()->Now(); }
+
+// The program of a process, or "". A file that was replaced since has another name here.
+std::string ProgramOf(const std::string& pid) {
+  std::error_code error;
+  return fs::read_symlink(absl::StrCat("/proc/", pid, "/exe"), error).string();
+}
 
 // The value of "key=value" when the word is that.
 bool TakeValue(const std::string& word, const std::string& key, std::string* value) {
@@ -67,9 +76,11 @@ const services::ReadyLine* ClusterRecord::Service(const std::string& name) const
 }
 
 std::string FormatClusterRecord(const ClusterRecord& record) {
-  // The path comes last: it may hold spaces.
+  // Paths end their lines: they may hold spaces.
   std::string text = absl::StrCat("cluster supervisor=", record.supervisor, " mode=", record.mode,
-                                  " started=", record.started, " model=", record.model, "\n");
+                                  " started=", record.started, " ticks=", record.start_ticks,
+                                  " version=", record.version, " model=", record.model,
+                                  "\nbinary=", record.binary, "\n");
   for (const auto& service : record.services) {
     absl::StrAppend(&text, services::FormatReadyLine(service), "\n");
   }
@@ -79,23 +90,42 @@ std::string FormatClusterRecord(const ClusterRecord& record) {
 absl::StatusOr<ClusterRecord> ParseClusterRecord(const std::string& text) {
   const std::vector<std::string> lines = absl::StrSplit(text, '\n', absl::SkipEmpty());
   ClusterRecord record;
-  std::string supervisor, started;
-  const std::vector<std::string> words = lines.empty()
+  std::string supervisor, started, ticks;
+  const std::vector<std::string> words = lines.size() < 2
                                              ? std::vector<std::string>()
-                                             : absl::StrSplit(lines[0], absl::MaxSplits(' ', 4));
-  if (words.size() != 5 || words[0] != "cluster" ||
+                                             : absl::StrSplit(lines[0], absl::MaxSplits(' ', 6));
+  if (words.size() != 7 || words[0] != "cluster" ||
       !TakeValue(words[1], "supervisor", &supervisor) ||
       !TakeValue(words[2], "mode", &record.mode) || !TakeValue(words[3], "started", &started) ||
-      !TakeValue(words[4], "model", &record.model) ||
+      !TakeValue(words[4], "ticks", &ticks) || !TakeValue(words[5], "version", &record.version) ||
+      !TakeValue(words[6], "model", &record.model) ||
+      !TakeValue(lines[1], "binary", &record.binary) ||
       !absl::SimpleAtoi(supervisor, &record.supervisor) ||
-      !absl::SimpleAtoi(started, &record.started)) {
+      !absl::SimpleAtoi(started, &record.started) ||
+      !absl::SimpleAtoi(ticks, &record.start_ticks)) {
     return absl::InvalidArgumentError("this is no cluster record");
   }
-  for (size_t i = 1; i < lines.size(); ++i) {
+  for (size_t i = 2; i < lines.size(); ++i) {
     ASSIGN_OR_RETURN(auto service, services::ParseReadyLine(lines[i]));
     record.services.push_back(std::move(service));
   }
   return record;
+}
+
+ClusterRecord RecordOfThisProcess(const std::string& mode, const std::string& model) {
+  ClusterRecord record;
+  record.supervisor = ::getpid();
+  record.mode = mode;
+  record.started = static_cast<int64_t>(Clock::Real()->UnixNow());
+  record.start_ticks = StartTicks(record.supervisor).value_or(0);
+  record.version = services::Version();
+  record.binary = ProgramOf("self");
+  record.model = model;
+  return record;
+}
+
+bool IsRunning(const ClusterRecord& record) {
+  return IsAlive(record.supervisor) && StartTicks(record.supervisor) == record.start_ticks;
 }
 
 absl::Status WriteClusterRecord(ClusterRecord* record) {
@@ -115,7 +145,7 @@ std::vector<ClusterRecord> FindClusters() {
     auto text = ReadFile(entry.path().string());
     if (!text.ok()) continue;
     auto record = ParseClusterRecord(*text);
-    if (!IsAlive(pid)) {
+    if (record.ok() ? !IsRunning(*record) : !IsAlive(pid)) {
       if (record.ok()) RemoveSockets(*record);
       fs::remove(entry.path(), error);
       continue;
@@ -130,10 +160,15 @@ std::vector<ClusterRecord> FindClusters() {
   return clusters;
 }
 
-std::optional<ClusterRecord> FindServingCluster(const std::string& model_path) {
+std::optional<ClusterRecord> FindServingCluster(const std::string& model_path, bool this_build) {
+  const std::string own = ProgramOf("self");
   for (ClusterRecord& record : FindClusters()) {
-    const bool serves = record.mode == "serve" || record.mode == "split";
-    if (serves && (model_path.empty() || record.model == model_path)) return std::move(record);
+    if (record.mode != "serve" && record.mode != "split") continue;
+    if (!model_path.empty() && record.model != model_path) continue;
+    // The link of a program that was built anew no longer names a file.
+    const bool same = record.version == services::Version() && record.binary == own &&
+                      ProgramOf(absl::StrCat(record.supervisor)) == own;
+    if (same || !this_build) return std::move(record);
   }
   return std::nullopt;
 }
@@ -157,47 +192,68 @@ Cluster::~Cluster() { Stop(); }
 absl::Status Cluster::Prepare() {
   ASSIGN_OR_RETURN(socket_folder_, MakeSocketFolder());
   RETURN_IF_ERROR(ShareStateFolder());
-  auto socket = [&](const std::string& name) {
-    return absl::StrCat("unix:", socket_folder_, "/", name);
-  };
-  auto add = [&](const std::string& name, std::vector<std::string> flags) {
+  auto add = [&](const std::string& name, const std::vector<std::string>& flags) {
     if (!options_.only.empty() && options_.only != name) return;
     Member member;
     member.name = name;
+    const auto given = options_.addresses.find(name);
+    member.address = given != options_.addresses.end()
+                         ? given->second
+                         : absl::StrCat("unix:", socket_folder_, "/", name);
     member.flags = {"--parent-pid", absl::StrCat(::getpid())};
-    member.flags.insert(member.flags.end(), flags.begin(), flags.end());
-    if (options_.is_private) member.flags.insert(member.flags.end(), {"--metrics", ""});
+    if (options_.is_private) {
+      member.flags.insert(member.flags.end(), {"--metrics", ""});
+      member.log_path = absl::StrCat(socket_folder_, "/", name, ".log");
+    }
     if (auto more = options_.flags.find(name); more != options_.flags.end()) {
       member.flags.insert(member.flags.end(), more->second.begin(), more->second.end());
     }
-    if (options_.is_private) member.log_path = absl::StrCat(socket_folder_, "/", name, ".log");
+    member.flags.insert(member.flags.end(), flags.begin(), flags.end());
     members_.push_back(std::move(member));
   };
-  add("decoder", {"--listen", socket("decoder"), "--model", options_.model});
-  add("router", {"--listen", socket("router")});
-  std::vector<std::string> modifiers = {"--listen", socket("modifiers")};
+  add("decoder", {"--model", options_.model});
+  add("router", {});
+  std::vector<std::string> modifiers;
+  if (!options_.adapter_base.empty()) modifiers = {"--base.model", options_.adapter_base};
   if (options_.is_private && options_.only.empty()) {
     // The catalogue has one owner, which this cluster must not become.
     modifiers.insert(modifiers.end(), {"--state-dir", absl::StrCat(socket_folder_, "/adapters")});
   }
-  add("modifiers", std::move(modifiers));
-  std::vector<std::string> gateway = {"--decoder", socket("decoder"), "--router", socket("router")};
+  add("modifiers", modifiers);
+  std::vector<std::string> gateway;
   if (options_.is_private) {
-    // Nobody else can reach the socket: no tokens, and sessions that end with the cluster.
-    gateway.insert(gateway.end(), {"--listen", socket("gateway"), "--http", "", "--tokens", "",
-                                   "--sessions", absl::StrCat(socket_folder_, "/sessions.db")});
+    // Nobody else can reach the socket: no tokens.
+    gateway = {"--http", "", "--tokens", ""};
+    if (!options_.keep_sessions) {
+      gateway.insert(gateway.end(), {"--sessions", absl::StrCat(socket_folder_, "/sessions.db")});
+    }
   }
-  add("gateway", std::move(gateway));
-  record_.supervisor = ::getpid();
-  record_.mode = options_.is_private ? "run" : "split";
-  record_.model = options_.model;
-  record_.started = static_cast<int64_t>(Clock::Real()->UnixNow());
+  add("gateway", gateway);
+  record_ = RecordOfThisProcess(options_.is_private ? "run" : "split", options_.model);
   return absl::OkStatus();
+}
+
+// Addresses come last, so that they are those that the rest of the cluster uses.
+std::vector<std::string> Cluster::FlagsOf(const Member& member) const {
+  std::vector<std::string> flags = member.flags;
+  if (member.name != "gateway") {
+    flags.insert(flags.end(), {"--listen", member.address});
+    return flags;
+  }
+  if (options_.is_private) flags.insert(flags.end(), {"--listen", member.address});
+  for (const Member& other : members_) {
+    if (other.name == "gateway") continue;
+    const auto elsewhere = options_.backends.find(other.name);
+    flags.insert(flags.end(),
+                 {absl::StrCat("--", other.name),
+                  elsewhere != options_.backends.end() ? elsewhere->second : other.address});
+  }
+  return flags;
 }
 
 absl::Status Cluster::Launch(Member& member) {
   ASSIGN_OR_RETURN(const std::string binary, SiblingBinary(absl::StrCat("cogumi-", member.name)));
-  ASSIGN_OR_RETURN(member.child, Spawn(binary, member.flags, member.log_path));
+  ASSIGN_OR_RETURN(member.child, Spawn(binary, FlagsOf(member), member.log_path));
   member.ready = false;
   member.output.clear();
   member.started = Now();
@@ -220,6 +276,8 @@ absl::StatusOr<bool> Cluster::ReadReady(Member& member) {
       member.output.erase(0, end + 1);
       auto ready = services::ParseReadyLine(line);
       if (!ready.ok()) continue;
+      // The gateway knows this address: the next start must not choose another port.
+      if (member.name != "gateway" && !ready->address.empty()) member.address = ready->address;
       auto known = std::find_if(record_.services.begin(), record_.services.end(),
                                 [&](const auto& s) { return s.service == member.name; });
       if (known == record_.services.end()) {
@@ -300,14 +358,34 @@ void Cluster::Reap(double now) {
     if (::waitpid(member.child.pid, &status, WNOHANG) != member.child.pid) continue;
     member.child.pid = -1;
     member.child.output.Close();
-    member.pause = now - member.started > kStableSeconds || member.pause == 0
-                       ? kFirstPause
-                       : std::min(kLongestPause, member.pause * 2);
-    member.restart_at = now + member.pause;
+    if (now - member.started > kStableSeconds) member.pause = 0;
+    Delay(member, now);
     services::LogLine("supervisor",
                       absl::StrCat("cogumi-", member.name, " ended (", DescribeExit(status),
                                    "); it starts again in ", member.pause, " s"));
   }
+}
+
+void Cluster::Delay(Member& member, double now) {
+  member.pause = member.pause == 0 ? kFirstPause : std::min(kLongestPause, member.pause * 2);
+  member.restart_at = now + member.pause;
+}
+
+void Cluster::Relaunch(Member& member, double now) {
+  const absl::Status launched = Launch(member);
+  if (launched.ok()) return;
+  Delay(member, now);
+  services::LogLine("supervisor",
+                    absl::StrCat("cogumi-", member.name, " cannot start: ", launched.message(),
+                                 "; it is tried again in ", member.pause, " s"));
+}
+
+void Cluster::TryRecord(double now) {
+  const absl::Status recorded = Record();
+  record_at_ = recorded.ok() ? 0 : now + kLongestPause;
+  if (recorded.ok()) return;
+  services::LogLine("supervisor", absl::StrCat("the cluster's record: ", recorded.message(),
+                                               "; it is tried again in ", kLongestPause, " s"));
 }
 
 absl::Status Cluster::Supervise() {
@@ -321,7 +399,8 @@ absl::Status Cluster::Supervise() {
   bool stopping = false;
   Reap(Now());  // what ended before the descriptor existed
   while (!stopping) {
-    double wake = -1;  // seconds until the next restart; negative: none
+    double wake = -1;  // seconds until there is something to do; negative: nothing
+    if (record_at_ > 0) wake = std::max(0.0, record_at_ - Now());
     std::vector<pollfd> waiting = {{signals.get(), POLLIN, 0}};
     std::vector<Member*> starting;
     for (Member& member : members_) {
@@ -342,14 +421,15 @@ absl::Status Cluster::Supervise() {
     for (Member* member : starting) {
       if (auto ready = ReadReady(*member); ready.ok() && *ready) {
         services::LogLine("supervisor", absl::StrCat("cogumi-", member->name, " is ready again"));
-        RETURN_IF_ERROR(Record());
+        TryRecord(Now());
       }
     }
     const double now = Now();
+    if (record_at_ > 0 && record_at_ <= now) TryRecord(now);
     Reap(now);
     for (Member& member : members_) {
       if (stopping || member.child.pid >= 0 || member.restart_at > now) continue;
-      RETURN_IF_ERROR(Launch(member));
+      Relaunch(member, now);
     }
   }
   services::LogLine("supervisor", "draining: running streams finish, new ones are refused");
@@ -363,12 +443,22 @@ void Cluster::Drain(int signals) {
     if (member.name != "gateway" || member.child.pid <= 0) continue;
     // How long its streams may take is the gateway's own option; a second signal cuts them off.
     ::kill(member.child.pid, SIGTERM);
+    double deadline = 0;  // set by the second signal
     while (::waitpid(member.child.pid, nullptr, WNOHANG) == 0) {
+      const double left = deadline - Now();
+      if (deadline > 0 && left <= 0) {
+        services::LogLine("supervisor", "cogumi-gateway does not end; it is killed");
+        ::kill(member.child.pid, SIGKILL);
+        WaitForExit(member.child.pid, kCutSeconds);
+        break;
+      }
       pollfd waiting = {signals, POLLIN, 0};
-      ::poll(&waiting, 1, -1);
+      ::poll(&waiting, 1, deadline > 0 ? static_cast<int>(left * 1000) + 1 : -1);
       signalfd_siginfo info;
       while (::read(signals, &info, sizeof(info)) == static_cast<ssize_t>(sizeof(info))) {
-        if (info.ssi_signo != SIGCHLD) ::kill(member.child.pid, SIGTERM);
+        if (info.ssi_signo == SIGCHLD) continue;
+        ::kill(member.child.pid, SIGTERM);
+        if (deadline == 0) deadline = Now() + kCutSeconds;
       }
     }
     member.child.pid = -1;

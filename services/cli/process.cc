@@ -15,6 +15,7 @@
 #include <thread>
 
 #include "absl/status/status.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
@@ -23,6 +24,23 @@
 extern char** environ;
 
 namespace cogumi::cli {
+namespace {
+
+// Of StatFields.
+constexpr size_t kStartField = 19;
+
+// /proc/PID/stat behind the command's name, which may hold spaces and brackets: the state, then
+// numbers. Empty when there is no such process.
+std::vector<std::string> StatFields(int64_t pid) {
+  auto stat = ReadFile(absl::StrCat("/proc/", pid, "/stat"));
+  const size_t name_end = stat.ok() ? stat->rfind(')') : std::string::npos;
+  if (name_end == std::string::npos) return {};
+  std::vector<std::string> fields =
+      absl::StrSplit(stat->substr(name_end + 1), ' ', absl::SkipEmpty());
+  return fields.size() < 22 ? std::vector<std::string>() : fields;
+}
+
+}  // namespace
 
 Descriptor::~Descriptor() { Close(); }
 
@@ -113,28 +131,27 @@ std::string DescribeExit(int wait_status) {
 
 bool IsAlive(int64_t pid) {
   // What has ended stays in the table until its parent looks; it is not alive.
-  auto stat = ReadFile(absl::StrCat("/proc/", pid, "/stat"));
-  if (!stat.ok()) return false;
-  const size_t name_end = stat->rfind(')');
-  return name_end != std::string::npos && stat->compare(name_end, 3, ") Z") != 0;
+  const auto fields = StatFields(pid);
+  return !fields.empty() && fields[0] != "Z";
+}
+
+std::optional<int64_t> StartTicks(int64_t pid) {
+  const auto fields = StatFields(pid);
+  int64_t ticks = 0;
+  if (fields.empty() || !absl::SimpleAtoi(fields[kStartField], &ticks)) return std::nullopt;
+  return ticks;
 }
 
 std::optional<ProcessUsage> ReadUsage(int64_t pid) {
-  auto stat = ReadFile(absl::StrCat("/proc/", pid, "/stat"));
+  const auto fields = StatFields(pid);
   auto uptime = ReadFile("/proc/uptime");
-  if (!stat.ok() || !uptime.ok()) return std::nullopt;
-  // The command's name may hold spaces and brackets; what follows the last one is numbers.
-  const size_t name_end = stat->rfind(')');
-  if (name_end == std::string::npos) return std::nullopt;
-  const std::vector<std::string> fields =
-      absl::StrSplit(stat->substr(name_end + 2), ' ', absl::SkipEmpty());
-  if (fields.size() < 22) return std::nullopt;
+  if (fields.empty() || !uptime.ok()) return std::nullopt;
   const double ticks = static_cast<double>(::sysconf(_SC_CLK_TCK));
   ProcessUsage usage;
   usage.cpu_seconds =
       (std::strtod(fields[11].c_str(), nullptr) + std::strtod(fields[12].c_str(), nullptr)) / ticks;
-  usage.uptime_seconds =
-      std::strtod(uptime->c_str(), nullptr) - std::strtod(fields[19].c_str(), nullptr) / ticks;
+  usage.uptime_seconds = std::strtod(uptime->c_str(), nullptr) -
+                         std::strtod(fields[kStartField].c_str(), nullptr) / ticks;
   usage.resident_bytes = std::strtoll(fields[21].c_str(), nullptr, 10) * ::sysconf(_SC_PAGESIZE);
   return usage;
 }

@@ -47,6 +47,9 @@ std::string DescribeExit(int wait_status);
 
 // True while a process with this id runs.
 bool IsAlive(int64_t pid);
+// When it started, in clock ticks since the boot; nothing when there is no such process. With its
+// id it names one process.
+std::optional<int64_t> StartTicks(int64_t pid);
 
 struct ProcessUsage {
   int64_t resident_bytes = 0;

@@ -2,24 +2,16 @@
 #pragma once
 
 #include <functional>
-#include <string>
-#include <vector>
 
 #include "absl/status/statusor.h"
 #include "services/cli/cluster.h"
+#include "services/cli/settings.h"
 
 namespace cogumi::cli {
 
-struct SingleProcessOptions {
-  std::string model;   // path
-  std::string config;  // YAML file, may be empty
-  // --SERVICE.OPTION words, as the person gave them.
-  std::vector<std::string> flags;
-};
-
 // Starts the services, calls `ready`, waits for SIGTERM or SIGINT, drains. Answers with the exit
 // code. Must be called before any thread exists.
-absl::StatusOr<int> ServeInThisProcess(const SingleProcessOptions& options,
+absl::StatusOr<int> ServeInThisProcess(const SettingsSource& source,
                                        const std::function<void(const ClusterRecord&)>& ready);
 
 }  // namespace cogumi::cli

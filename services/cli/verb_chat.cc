@@ -1,8 +1,10 @@
 // `cogumi chat [MODEL]`: a conversation on the terminal, or one line after another from a pipe.
-#include <readline/history.h>
-#include <readline/readline.h>
+#include <editline/readline.h>
+#include <langinfo.h>
 #include <unistd.h>
 
+#include <cerrno>
+#include <clocale>
 #include <cstdio>
 #include <cstdlib>
 #include <iostream>
@@ -34,7 +36,7 @@ constexpr char kHelp[] =
     "  \"\"\" opens and closes a text of several lines; a trailing \\ joins the next line\n"
     "  Ctrl-C stops an answer\n";
 
-// Lines from readline on a terminal, from standard input otherwise.
+// Lines from libedit on a terminal, from standard input otherwise.
 class Lines {
  public:
   explicit Lines(bool terminal) : terminal_(terminal) {
@@ -43,14 +45,9 @@ class Lines {
     using_history();
     stifle_history(1000);
     read_history(history_.c_str());
-    // Ctrl-C at the prompt throws the line away; the program goes on.
-    rl_signal_event_hook = [] {
-      rl_crlf();
-      rl_replace_line("", 0);
-      rl_on_new_line();
-      rl_redisplay();
-      return 0;
-    };
+    // Where the locale knows ASCII only, every other character that is typed would be lost.
+    std::setlocale(LC_CTYPE, "");
+    if (std::string(::nl_langinfo(CODESET)) != "UTF-8") std::setlocale(LC_CTYPE, "C.UTF-8");
   }
 
   // Nothing at the end of the input.
@@ -60,11 +57,16 @@ class Lines {
       if (!std::getline(std::cin, line)) return std::nullopt;
       return line;
     }
-    char* raw = ::readline(prompt);
-    if (raw == nullptr) {
-      std::puts("");
-      return std::nullopt;
-    }
+    char* raw = nullptr;
+    bool interrupted = false;
+    do {
+      errno = 0;
+      raw = ::readline(prompt);
+      // Ctrl-C at the prompt throws the line away; the program goes on.
+      interrupted = raw == nullptr && errno == EINTR;
+      if (raw == nullptr) std::puts("");
+    } while (interrupted);
+    if (raw == nullptr) return std::nullopt;
     std::string line = raw;
     std::free(raw);
     if (!line.empty()) {
@@ -100,8 +102,9 @@ class ChatVerb : public Verb {
   absl::StatusOr<int> Run() override {
     const bool keep = !session_.empty();
     if (!keep) session_ = NewSessionId();
-    ASSIGN_OR_RETURN(auto connection,
-                     Connection::Open(positionals_.empty() ? "" : positionals_[0]));
+    ASSIGN_OR_RETURN(auto connection, Connection::Open(positionals_.empty() ? "" : positionals_[0],
+                                                       keep ? Connection::Sessions::kKept
+                                                            : Connection::Sessions::kTemporary));
     const bool terminal = ::isatty(STDIN_FILENO) && ::isatty(STDOUT_FILENO) && !json();
     InterruptGuard program;  // Ctrl-C never ends the conversation
     Lines lines(terminal);

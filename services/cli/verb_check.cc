@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -21,6 +22,7 @@ namespace {
 // Where the two best tokens are closer than this, another rounding may choose the other one; after
 // that the texts are different ones.
 constexpr double kDecisiveMargin = 0.05;
+constexpr size_t kServices = 4;
 
 struct Golden {
   std::string prompt;
@@ -86,16 +88,23 @@ class CheckVerb : public Verb {
   absl::StatusOr<int> Run() override {
     if (golden_.empty()) return UsageError("--golden FILE is missing");
     ASSIGN_OR_RETURN(const auto golden, ReadGolden(golden_));
-    ASSIGN_OR_RETURN(auto connection, Connection::Open(""));
+    // Never a cluster that runs already: it may be one process, or another build.
+    ASSIGN_OR_RETURN(auto connection, Connection::OpenPrivate(""));
     Print(absl::StrCat("model    ", connection->record().model));
     JsonArray services;
+    std::set<int64_t> processes;
     for (const auto& service : connection->record().services) {
+      processes.insert(service.pid);
       Print(absl::StrFormat("process  %-9s pid %-7d %s", service.service, service.pid,
                             service.address));
       services.Add(JsonObject()
                        .Add("service", service.service)
                        .Add("pid", service.pid)
                        .Add("address", service.address));
+    }
+    if (processes.size() != kServices || processes.count(::getpid()) > 0) {
+      return absl::InternalError(
+          absl::StrCat(processes.size(), " processes serve, not ", kServices, " of their own"));
     }
 
     const std::string session = absl::StrCat("check-", ::getpid());

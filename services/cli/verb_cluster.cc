@@ -149,6 +149,7 @@ class PsVerb : public Verb {
                        .Add("supervisor", cluster.supervisor)
                        .Add("mode", cluster.mode)
                        .Add("started", cluster.started)
+                       .Add("version", cluster.version)
                        .Add("model", cluster.model)
                        .Add("services", services));
     }
@@ -183,7 +184,7 @@ class StopVerb : public Verb {
     const double deadline = Clock::Real()->Now() + timeout_;
     JsonArray stopped;
     for (const ClusterRecord& cluster : stopping) {
-      while (IsAlive(cluster.supervisor)) {
+      while (IsRunning(cluster)) {
         if (Clock::Real()->Now() > deadline) {
           return WithAdvice(
               absl::DeadlineExceededError(absl::StrCat("cluster ", cluster.supervisor,

@@ -9,13 +9,16 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "cogumi/engine.h"
 #include "services/cli/client.h"
 #include "services/cli/cluster.h"
@@ -24,6 +27,7 @@
 #include "services/cli/machine.h"
 #include "services/cli/paths.h"
 #include "services/cli/process.h"
+#include "services/cli/settings.h"
 #include "services/cli/verbs.h"
 
 namespace cogumi::cli {
@@ -99,37 +103,75 @@ Finding CheckBandwidth(const Machine& machine, int64_t model_bytes) {
   return finding;
 }
 
-// Whether a loopback port can be listened on.
-Finding CheckPort(const std::string& what, uint16_t port,
-                  const std::vector<ClusterRecord>& clusters) {
-  Finding finding{absl::StrCat("port ", port), Finding::State::kOk, "free", ""};
+// What `cogumi serve` would listen on: the option and its address.
+std::vector<std::pair<std::string, std::string>> Listeners(const Settings& settings) {
+  std::vector<std::pair<std::string, std::string>> listeners = {
+      {"gateway.http", settings.gateway.http}};
+  const auto add = [&](const std::string& service, const services::ServerOptions& server) {
+    listeners.emplace_back(service + ".listen", server.address);
+    listeners.emplace_back(service + ".metrics", server.metrics_address);
+  };
+  add("gateway", settings.gateway.server);
+  add("router", settings.router.server);
+  add("decoder", settings.decoder.server);
+  add("modifiers", settings.modifiers.server);
+  return listeners;
+}
+
+bool IsUsedBy(const ClusterRecord& cluster, const std::string& address) {
+  return std::any_of(cluster.services.begin(), cluster.services.end(), [&](const auto& service) {
+    return service.address == address || service.metrics == address ||
+           std::any_of(service.extra.begin(), service.extra.end(),
+                       [&](const auto& pair) { return pair.second == address; });
+  });
+}
+
+// Whether the port can be listened on; nothing for a socket, a free port, and what is switched off.
+std::optional<Finding> CheckPort(const std::string& option, const std::string& address,
+                                 const std::vector<ClusterRecord>& clusters) {
+  const std::vector<std::string> parts = absl::StrSplit(address, absl::MaxSplits(':', 1));
+  int port = 0;
+  if (parts.size() != 2 || !absl::SimpleAtoi(parts[1], &port) || port <= 0 || port > 65535) {
+    return std::nullopt;
+  }
+  Finding finding{absl::StrCat("port ", port), Finding::State::kOk,
+                  absl::StrCat("free, for ", option), ""};
   const Descriptor probe(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   const int on = 1;
   ::setsockopt(probe.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(port);
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  if (::bind(probe.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0) {
+  sockaddr_in wanted = {};
+  wanted.sin_family = AF_INET;
+  wanted.sin_port = htons(static_cast<uint16_t>(port));
+  if (::inet_pton(AF_INET, parts[0].c_str(), &wanted.sin_addr) != 1) {
+    wanted.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  }
+  if (::bind(probe.get(), reinterpret_cast<const sockaddr*>(&wanted), sizeof(wanted)) == 0) {
     return finding;
   }
-  const std::string own = absl::StrCat("127.0.0.1:", port);
+  const std::string why = std::strerror(errno);
   for (const ClusterRecord& cluster : clusters) {
-    for (const auto& service : cluster.services) {
-      const bool http = std::any_of(service.extra.begin(), service.extra.end(),
-                                    [&](const auto& pair) { return pair.second == own; });
-      if (http || service.address == own) {
-        finding.found = absl::StrCat("in use by cluster ", cluster.supervisor);
-        return finding;
-      }
-    }
+    if (!IsUsedBy(cluster, address)) continue;
+    finding.found = absl::StrCat("in use by cluster ", cluster.supervisor);
+    return finding;
   }
   finding.state = Finding::State::kWarning;
-  finding.found = absl::StrCat("taken: ", std::strerror(errno));
-  finding.advice = absl::StrCat("`cogumi serve` needs it for ", what,
-                                "; end the other program, or choose another port with --",
-                                what == "HTTP" ? "gateway.http" : "gateway.listen");
+  finding.found = absl::StrCat("taken: ", why);
+  finding.advice = absl::StrCat(
+      "`cogumi serve` needs it; end the other program, or choose another port with --", option);
   return finding;
+}
+
+std::vector<Finding> CheckPorts(const std::vector<ClusterRecord>& clusters) {
+  const auto settings = LoadSettings({});
+  if (!settings.ok()) {
+    return {{"configuration", Finding::State::kError, std::string(settings.status().message()),
+             "correct the file that COGUMI_CONFIG names, or the variable"}};
+  }
+  std::vector<Finding> findings;
+  for (const auto& [option, address] : Listeners(*settings)) {
+    if (auto finding = CheckPort(option, address, clusters)) findings.push_back(*finding);
+  }
+  return findings;
 }
 
 Finding CheckModel(const std::string& name, int64_t* bytes) {
@@ -232,8 +274,7 @@ class DoctorVerb : public Verb {
     findings.push_back(CheckBandwidth(machine, model_bytes));
     findings.push_back(CheckBinaries());
     findings.push_back(CheckState());
-    findings.push_back(CheckPort("HTTP", kHttpPort, clusters));
-    findings.push_back(CheckPort("gRPC", kGrpcPort, clusters));
+    for (Finding& finding : CheckPorts(clusters)) findings.push_back(std::move(finding));
     for (Finding& finding : CheckClusters(clusters)) findings.push_back(std::move(finding));
 
     JsonArray array;

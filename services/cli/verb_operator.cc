@@ -31,6 +31,7 @@ class SingleService {
     }
     ClusterOptions options;
     options.only = name;
+    if (const auto model = FindModel(""); model.ok()) options.adapter_base = model->path;
     ASSIGN_OR_RETURN(service->own_, Cluster::Start(options));
     service->address_ = service->own_->record().Service(name)->address;
     return service;

@@ -18,12 +18,11 @@ namespace {
 class RunVerb : public Verb {
  public:
   RunVerb()
-      : Verb(
-            "run", "[MODEL] PROMPT",
-            "Answers a prompt. Uses the running cluster that serves the model, or starts the four\n"
-            "services and stops them afterwards. MODEL is a listed name or a GGUF file; a single\n"
-            "argument is the prompt.",
-            1, 2) {
+      : Verb("run", "[MODEL] PROMPT",
+             "Answers a prompt. Uses the running cluster of this build that serves the model, or\n"
+             "starts the four services and stops them afterwards. MODEL is a listed name or a GGUF\n"
+             "file; a single argument is the prompt.",
+             1, 2) {
     sampling_.Declare(options_);
     options_.String("system", &system_, "system message; absent: the template's own")
         .String("session", &session_, "keep the turn in this session, and go on from it")
@@ -47,7 +46,10 @@ class RunVerb : public Verb {
       question.messages.push_back({MessageRole::kUser, prompt});
       question.session_id = session_;
     }
-    ASSIGN_OR_RETURN(auto connection, Connection::Open(named ? positionals_[0] : ""));
+    ASSIGN_OR_RETURN(auto connection,
+                     Connection::Open(named ? positionals_[0] : "",
+                                      session_.empty() ? Connection::Sessions::kTemporary
+                                                       : Connection::Sessions::kKept));
 
     InterruptGuard interrupt;
     Answer answer;

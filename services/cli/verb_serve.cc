@@ -9,10 +9,13 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/strip.h"
 #include "engine/core/status_macros.h"
 #include "services/cli/cluster.h"
 #include "services/cli/json.h"
 #include "services/cli/paths.h"
+#include "services/cli/settings.h"
 #include "services/cli/single_process.h"
 #include "services/cli/verbs.h"
 
@@ -37,19 +40,16 @@ class ServeVerb : public Verb {
   }
 
   absl::StatusOr<int> Run() override {
-    ASSIGN_OR_RETURN(const ModelFile file, FindModel(positionals_.empty() ? "" : positionals_[0]));
+    SettingsSource source;
+    if (!positionals_.empty()) source.model = positionals_[0];
+    source.config = config_;
+    source.flags = unknown_flags_;
+    RETURN_IF_ERROR(CheckServiceNames());
     if (!split_) {
-      SingleProcessOptions options;
-      options.model = file.path;
-      options.config = config_;
-      options.flags = unknown_flags_;
-      return ServeInThisProcess(options, [this](const ClusterRecord& record) { Announce(record); });
+      return ServeInThisProcess(source, [this](const ClusterRecord& record) { Announce(record); });
     }
     Cluster::BlockSignals();
-    ClusterOptions options;
-    options.is_private = false;
-    options.model = file.path;
-    RETURN_IF_ERROR(ServiceFlags(&options.flags));
+    ASSIGN_OR_RETURN(const ClusterOptions options, SplitOptions(source));
     ASSIGN_OR_RETURN(const auto cluster, Cluster::Start(options));
     Announce(cluster->record());
     RETURN_IF_ERROR(cluster->Supervise());
@@ -60,30 +60,62 @@ class ServeVerb : public Verb {
   bool TakesUnknownFlags() const override { return true; }
 
  private:
-  // --gateway.http X becomes --http X of the gateway.
-  absl::Status ServiceFlags(std::map<std::string, std::vector<std::string>>* flags) const {
-    if (!config_.empty()) {
-      for (const char* service : kServices) (*flags)[service] = {"--config", config_};
+  // The service that the flag --gateway.http or --no-gateway.log-requests is for; "" for none.
+  static std::string ServiceOf(const std::string& word) {
+    absl::string_view name = word;
+    if (!absl::ConsumePrefix(&name, "--")) return "";
+    absl::ConsumePrefix(&name, "no-");
+    for (const char* service : kServices) {
+      if (absl::StartsWith(name, absl::StrCat(service, "."))) return service;
     }
+    return "";
+  }
+
+  absl::Status CheckServiceNames() const {
+    for (const std::string& word : unknown_flags_) {
+      if (!absl::StartsWith(word, "--") || !ServiceOf(word).empty()) continue;
+      return UsageError(absl::StrCat("unknown option ", word,
+                                     "; a service's own go behind its name: --gateway.http"));
+    }
+    return absl::OkStatus();
+  }
+
+  // The children read the same file, variables and flags as this process; what it has to know of
+  // them, their model and addresses, it passes on as it has read it.
+  absl::StatusOr<ClusterOptions> SplitOptions(const SettingsSource& source) const {
+    // Before the settings are read: it adds to the variables.
+    RETURN_IF_ERROR(ShareStateFolder());
+    ASSIGN_OR_RETURN(Settings settings, LoadSettings(source));
+    RETURN_IF_ERROR(FindModelOf(source, &settings));
+    ClusterOptions options;
+    options.is_private = false;
+    options.model = settings.decoder.engine.model_path;
+    options.adapter_base = settings.modifiers.catalogue.base_model;
+    const auto placed = [](const char* name, const std::string& address,
+                           std::map<std::string, std::string>* addresses) {
+      if (address != kOwnSocket) (*addresses)[name] = address;
+    };
+    placed("decoder", settings.decoder.server.address, &options.addresses);
+    placed("router", settings.router.server.address, &options.addresses);
+    placed("modifiers", settings.modifiers.server.address, &options.addresses);
+    placed("decoder", settings.gateway.decoder, &options.backends);
+    placed("router", settings.gateway.router, &options.backends);
+    placed("modifiers", settings.gateway.modifiers, &options.backends);
+    if (!config_.empty()) {
+      for (const char* service : kServices) options.flags[service] = {"--config", config_};
+    }
+    // --gateway.http X becomes --http X of the gateway.
     std::vector<std::string>* last = nullptr;
     for (const std::string& word : unknown_flags_) {
-      if (!absl::StartsWith(word, "--")) {
+      const std::string service = ServiceOf(word);
+      if (service.empty()) {
         last->push_back(word);  // the value of the flag before it
         continue;
       }
-      last = nullptr;
-      for (const char* service : kServices) {
-        const std::string prefix = absl::StrCat("--", service, ".");
-        if (!absl::StartsWith(word, prefix)) continue;
-        last = &(*flags)[service];
-        last->push_back("--" + word.substr(prefix.size()));
-      }
-      if (last == nullptr) {
-        return UsageError(absl::StrCat("unknown option ", word,
-                                       "; a service's own go behind its name: --gateway.http"));
-      }
+      last = &options.flags[service];
+      last->push_back(absl::StrReplaceAll(word, {{absl::StrCat(service, "."), ""}}));
     }
-    return absl::OkStatus();
+    return options;
   }
 
   void Announce(const ClusterRecord& record) const {

@@ -60,7 +60,7 @@ def alive(pid):
 
 
 class Cluster:
-    def __init__(self, folder, *flags, environment=None):
+    def __init__(self, folder, *flags, environment=None, binaries=BIN):
         self.folder = pathlib.Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         # Nothing of this cluster is anybody else's: neither its state nor its ports.
@@ -73,7 +73,7 @@ class Cluster:
         self.log_path = self.folder / "cluster.log"
         self.log = open(self.log_path, "ab")
         self.process = subprocess.Popen(
-            [str(BIN / "cogumi"), "serve", "--split", "--json", "--gateway.listen", self.grpc,
+            [str(binaries / "cogumi"), "serve", "--split", "--json", "--gateway.listen", self.grpc,
              "--gateway.http", self.http, *flags],
             stdout=subprocess.PIPE, stderr=self.log, env=self.environment)
         # A server that never gets ready must not hold the test up for ever.

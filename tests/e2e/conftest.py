@@ -65,8 +65,8 @@ def own_cluster(tmp_path):
     """Makes clusters with options of their own, for tests that break things."""
     made = []
 
-    def make(*flags, environment=None):
-        made.append(Cluster(tmp_path / f"cluster{len(made)}", *flags, environment=environment))
+    def make(*flags, **options):
+        made.append(Cluster(tmp_path / f"cluster{len(made)}", *flags, **options))
         return made[-1]
 
     yield make

@@ -11,7 +11,9 @@ import pytest
 from cluster import BIN, ROOT, eventually
 
 sys.path.insert(0, str(ROOT / "tests/services/modifiers"))
-from make_adapter import write_adapter  # noqa: E402
+sys.path.insert(0, str(ROOT / "tests/support"))
+import tiny_models  # noqa: E402
+from make_adapter import Base, write_adapter  # noqa: E402
 
 
 def cogumi(cluster, *words, check=True):
@@ -68,6 +70,35 @@ def test_an_adapter_from_load_to_removal(own_cluster, pb, tmp_path):
     assert cogumi(cluster, "adapter", "list")["adapters"] == []
     gone = cogumi(cluster, "adapter", "show", "tiny-code", check=False)
     assert gone["error"]["code"] == "NOT_FOUND"
+
+
+@pytest.mark.parametrize("split", [[], ["--split"]])
+def test_adapters_are_for_the_served_model(tmp_path, split):
+    """Neither the default model's digest nor its shape is taken for granted."""
+    shape = tiny_models.SHAPES["width48"]
+    model = tmp_path / "tiny.gguf"
+    tiny_models.write(model, shape)
+    right = write_adapter(tmp_path / "right", rank=1, base=Base(
+        digest=hashlib.sha256(model.read_bytes()).hexdigest(), layers=shape.layers,
+        width=shape.width, queries=shape.heads * shape.head_dim,
+        keys=shape.kv_heads * shape.head_dim, inner=shape.hidden))
+    wrong = write_adapter(tmp_path / "wrong", rank=1)
+
+    class Tiny:
+        environment = {**os.environ, "COGUMI_STATE_DIR": str(tmp_path / "state")}
+
+    flags = [f"--{service}.metrics=" for service in ("router", "decoder", "modifiers")]
+    process = subprocess.Popen(
+        [str(BIN / "cogumi"), "serve", *split, str(model), "--gateway.listen=127.0.0.1:0",
+         "--gateway.http=", *flags], env=Tiny.environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == f"serving {model}\n"
+        assert cogumi(Tiny, "adapter", "load", str(right))["name"] == "right"
+        refused = cogumi(Tiny, "adapter", "load", str(wrong), check=False)
+        assert refused["error"]["code"] == "FAILED_PRECONDITION"
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
 
 
 def test_the_catalogue_without_a_cluster(tmp_path):

@@ -4,12 +4,13 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import time
 
 import pytest
-from cluster import BIN, ROOT, alive, eventually
+from cluster import BIN, ROOT, SERVICES, alive, eventually, free_port
 from conftest import model_path
 
 COGUMI = str(BIN / "cogumi")
@@ -119,6 +120,34 @@ def test_run_keeps_a_session(cluster, client):
     assert [t.user for t in client.turns("by-cli")] == ["My name is Ada."]
 
 
+def test_run_keeps_a_session_without_a_cluster(environment):
+    """What was asked for is kept in the user's store, though the cluster goes."""
+    words = ["--session", "alone", "--max-tokens", "4", "--json"]
+    first = run("run", "My name is Ada.", *words, environment=environment)
+    second = run("run", "My name is Ada.", *words, environment=environment)
+    prompts = [json.loads(r.stdout)["usage"]["prompt_tokens"] for r in (first, second)]
+    assert prompts[1] > prompts[0]  # the first turn stands in front of it
+    again = run("run", "My name is Ada.", "--max-tokens", "4", "--json", environment=environment)
+    assert json.loads(again.stdout)["usage"]["prompt_tokens"] == prompts[0]
+
+
+def test_run_leaves_a_cluster_of_another_build_alone(cluster, tmp_path):
+    """A program from elsewhere starts its own: what it shows must be what it is."""
+    for name in ("cogumi", *(f"cogumi-{service}" for service in SERVICES)):
+        shutil.copy2(BIN / name, tmp_path / name)
+
+    def answered():
+        return cluster.value("gateway", "cogumi_rpc_calls_total", method="Chat")
+
+    before = answered()
+    result = subprocess.run([tmp_path / "cogumi", "run", "Hi", "--max-tokens", "1"],
+                            env=cluster.environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert answered() == before
+    run("run", "Hi", "--max-tokens", "1", environment=cluster.environment)
+    eventually(lambda: answered() == before + 1, answered)
+
+
 def test_run_starts_a_cluster_of_its_own_and_leaves_nothing(environment):
     result = run("run", "What is the capital of France?", "--json", environment=environment)
     assert "Paris" in json.loads(result.stdout)["text"]
@@ -163,8 +192,12 @@ def test_a_killed_run_leaves_no_service(environment):
 def test_check_passes_and_sees_a_wrong_answer(cluster, golden, tmp_path):
     words = ["check", "--golden", str(ROOT / "tests/support/golden.json")]
     shown = run(*words, environment=cluster.environment).stdout
-    for service in ("gateway", "router", "decoder", "modifiers"):
-        assert re.search(rf"{service} +pid {cluster.pid(service)}\b", shown)
+    # Four processes of its own, whatever runs.
+    pids = set()
+    for service in SERVICES:
+        pids.add(int(re.search(rf"{service} +pid (\d+)\b", shown)[1]))
+    assert len(pids) == 4
+    assert not pids & {cluster.pid(service) for service in SERVICES}
     assert "session" in shown and "usage" in shown
     wrong = [dict(golden[0])]
     wrong[0]["output_tokens"] = [token + 1 for token in wrong[0]["output_tokens"]]
@@ -244,7 +277,7 @@ def test_bench_tells_machine_and_configuration(cluster):
 def test_doctor_says_what_is_wrong(cluster, environment, tmp_path):
     well = json.loads(run("doctor", "--json", environment=cluster.environment).stdout)
     names = {finding["name"]: finding for finding in well["findings"]}
-    assert well["ok"] and {"processor", "memory", "bandwidth", "model", "port 8080"} <= set(names)
+    assert well["ok"] and {"processor", "memory", "bandwidth", "model"} <= set(names)
     assert sum(name.endswith(f"of cluster {cluster.process.pid}") for name in names) == 4
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(model_path().read_bytes()[:100000])
@@ -253,6 +286,25 @@ def test_doctor_says_what_is_wrong(cluster, environment, tmp_path):
     assert result.returncode == 1
     model = [f for f in json.loads(result.stdout)["findings"] if f["name"] == "model"][0]
     assert model["state"] == "error" and model["advice"]
+
+
+def test_doctor_looks_at_the_ports_that_serve_would_take(cluster, environment):
+    def ports(**variables):
+        shown = run("doctor", "--json", environment={**environment, **variables}, check=False)
+        return {f["name"]: f for f in json.loads(shown.stdout)["findings"]
+                if f["name"].startswith("port ")}
+
+    assert set(ports()) == {"port 7070", "port 8080", "port 7171", "port 7172", "port 7173"}
+    taken = cluster.http.rsplit(":", 1)[1]
+    found = ports(COGUMI_GATEWAY_LISTEN=cluster.http, COGUMI_ROUTER_METRICS="",
+                  COGUMI_DECODER_LISTEN=f"127.0.0.1:{free_port()}")
+    assert "port 7070" not in found and "port 7171" not in found and len(found) == 5
+    assert found[f"port {taken}"]["state"] == "warning"
+    assert "--gateway.listen" in found[f"port {taken}"]["advice"]
+    own = {f["name"]: f for f in json.loads(run(
+        "doctor", "--json", environment={**cluster.environment,
+                                         "COGUMI_GATEWAY_HTTP": cluster.http}).stdout)["findings"]}
+    assert f"cluster {cluster.process.pid}" in own[f"port {taken}"]["found"]
 
 
 def test_route_explain_of_an_answered_request(cluster, environment):
@@ -282,7 +334,7 @@ def test_chat_on_a_terminal(cluster):
     """Ctrl-C stops the answer, not the program; Ctrl-D leaves."""
     pid, terminal = pty.fork()
     if pid == 0:
-        environment = {**cluster.environment, "TERM": "dumb", "NO_COLOR": "1"}
+        environment = {**cluster.environment, "TERM": "dumb", "NO_COLOR": "1", "LC_ALL": "C"}
         os.execve(COGUMI, [COGUMI, "chat", "--ignore-eos"], environment)
     shown = b""
 
@@ -308,6 +360,14 @@ def test_chat_on_a_terminal(cluster):
         read_until(rb">>> ")
         os.write(terminal, b"Hi\n")
         read_until(rb"Hi\r\n.+\r\n>>> ")
+        # At the prompt Ctrl-C throws the line away. What is typed need not be ASCII.
+        os.write(terminal, b"/by")
+        read_until(rb"/by")
+        os.write(terminal, b"\x03")
+        read_until(rb">>> ")
+        os.write(terminal, "/größe\n".encode())
+        read_until("there is no command /größe".encode())
+        read_until(rb">>> ")
         os.write(terminal, b"\x04")
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         pid = None

@@ -1,11 +1,15 @@
 """One YAML file for the whole cluster, in one process and in four."""
+import contextlib
 import json
 import os
+import shutil
 import subprocess
+import urllib.request
 
 import grpc
 import pytest
-from cluster import BIN, free_port
+from cluster import BIN, eventually, free_port, parse_metrics
+from conftest import model_path
 
 COGUMI = str(BIN / "cogumi")
 
@@ -45,6 +49,83 @@ decoder: {{max_running: 3, max_queued: 5, prefill_chunk: 64, metrics: ""}}
         process.terminate()
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
+
+
+@contextlib.contextmanager
+def serving(environment, *words):
+    """A cluster; yields what it said at its start, and asks for a clean end."""
+    process = subprocess.Popen([COGUMI, "serve", "--json", *words], env=environment,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        line = process.stdout.readline()
+        assert line, process.communicate(timeout=60)[1]
+        yield json.loads(line)
+    finally:
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+
+
+def model_of(address, pb):
+    with grpc.insecure_channel(address) as channel:
+        return pb.decoder_grpc.DecoderServiceStub(channel).ModelInfo(
+            pb.decoder.ModelInfoRequest(), timeout=10).model.id
+
+
+@pytest.mark.parametrize("split", [[], ["--split"]])
+def test_model_and_addresses_of_the_file(environment, tmp_path, pb, connect, split):
+    """They hold in both modes, and the rest of the cluster follows them."""
+    model = tmp_path / "another-name.gguf"
+    model.symlink_to(model_path())
+    ports = {name: free_port() for name in ("gateway", "http", "router", "decoder", "modifiers")}
+    config = tmp_path / "cogumi.yaml"
+    config.write_text(f"""
+gateway: {{listen: "127.0.0.1:{ports['gateway']}", http: "127.0.0.1:{ports['http']}"}}
+router: {{metrics: "", listen: "127.0.0.1:{ports['router']}"}}
+decoder: {{metrics: "", listen: "127.0.0.1:{ports['decoder']}", model: {model}, model_id: mine}}
+modifiers: {{metrics: "", listen: "127.0.0.1:0"}}
+""")
+    environment["COGUMI_MODIFIERS_LISTEN"] = f"127.0.0.1:{ports['modifiers']}"
+    # Not needed when the file names a model.
+    environment["COGUMI_MODEL"] = "/nowhere/x.gguf"
+    with serving(environment, *split, "--config", str(config)) as started:
+        services = {s["service"]: s for s in started["services"]}
+        for name in ("gateway", "router", "decoder", "modifiers"):
+            assert services[name]["address"] == f"127.0.0.1:{ports[name]}"
+        assert os.path.samefile(started["model"], model)
+        assert model_of(services["decoder"]["address"], pb) == "mine"
+
+        class Started:
+            grpc = services["gateway"]["address"]
+
+        client = connect(Started)
+        eventually(lambda: client.stub.ListModels(pb.gateway.ListModelsRequest()), "models")
+        assert client.ask("Hi", max_tokens=1)
+        all_up = {f'{{service="{name}"}}': 1 for name in ("decoder", "router", "modifiers")}
+
+        def backends():
+            url = f"http://127.0.0.1:{ports['http']}/metrics"
+            with urllib.request.urlopen(url, timeout=10) as shown:
+                return parse_metrics(shown.read().decode())["cogumi_gateway_backend_up"]
+
+        eventually(lambda: backends() == all_up, backends)
+
+
+@pytest.mark.parametrize("split", [[], ["--split"]])
+def test_variables_and_the_person_decide_about_the_model(environment, tmp_path, pb, split):
+    names = {}
+    for name in ("file", "variable", "person"):
+        names[name] = shutil.copy(model_path(), tmp_path / f"{name}.gguf")
+    config = tmp_path / "cogumi.yaml"
+    config.write_text(f"decoder: {{model: {names['file']}}}")
+    flags = [*split, "--config", str(config), "--gateway.listen=127.0.0.1:0", "--gateway.http="]
+    for service in ("router", "decoder", "modifiers"):
+        environment[f"COGUMI_{service.upper()}_METRICS"] = ""
+    environment["COGUMI_DECODER_MODEL"] = str(names["variable"])
+    with serving(environment, *flags) as started:
+        assert started["model"] == str(names["variable"])
+    with serving(environment, str(names["person"]), *flags) as started:
+        assert started["model"] == str(names["person"])
 
 
 @pytest.mark.parametrize("split", [[], ["--split"]])

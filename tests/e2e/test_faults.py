@@ -1,5 +1,6 @@
 """Services that are killed come back, acknowledged turns are still there, a drain loses nothing."""
 import os
+import shutil
 import signal
 import threading
 
@@ -7,7 +8,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cluster import SERVICES, alive, eventually
+from cluster import BIN, SERVICES, alive, eventually
 from conftest import collect
 
 
@@ -132,6 +133,45 @@ def test_a_draining_cluster_refuses_new_requests(own_cluster, connect):
     eventually(refused, "UNAVAILABLE for a new request")
     list(stream)
     assert cluster.process.wait(60) == 0
+
+
+def test_a_start_that_fails_is_tried_again(own_cluster, connect, tmp_path):
+    """Neither a program that is missing for a while nor a record that cannot be written ends it."""
+    binaries = tmp_path / "bin"
+    binaries.mkdir()
+    for name in ("cogumi", *(f"cogumi-{service}" for service in SERVICES)):
+        shutil.copy2(BIN / name, binaries / name)
+    cluster = own_cluster(binaries=binaries)
+    client = connect(cluster)
+    router = binaries / "cogumi-router"
+    victim = cluster.pid("router")
+    router.rename(tmp_path / "away")
+    os.kill(victim, signal.SIGKILL)
+    eventually(lambda: "cogumi-router cannot start" in cluster.log_text(), cluster.log_text)
+    assert client.ask("What is 2+2?", max_tokens=2)
+
+    records = cluster.folder / "state/clusters"
+    records.rename(tmp_path / "records")
+    records.write_text("no folder")
+    (tmp_path / "away").rename(router)
+    eventually(lambda: "the cluster's record: " in cluster.log_text(), cluster.log_text)
+    assert client.ask("What is 2+2?", max_tokens=2)
+    records.unlink()
+    (tmp_path / "records").rename(records)
+    eventually(lambda: cluster.pid("router") != victim, cluster.log_text)
+    cluster.terminate()
+    assert cluster.process.wait(60) == 0
+
+
+def test_a_second_signal_ends_a_gateway_that_hangs(own_cluster):
+    cluster = own_cluster()
+    gateway = cluster.pid("gateway")
+    os.kill(gateway, signal.SIGSTOP)
+    cluster.terminate()
+    eventually(lambda: "draining" in cluster.log_text(), cluster.log_text)
+    cluster.terminate()
+    assert cluster.process.wait(60) == 0
+    assert "it is killed" in cluster.log_text() and not alive(gateway)
 
 
 def test_services_end_with_their_supervisor(own_cluster):

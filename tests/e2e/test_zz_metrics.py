@@ -1,6 +1,6 @@
 """Last: every registered series has moved in one of the clusters, or the reason stands here."""
 import pytest
-from cluster import MOVED, SERVICES
+from cluster import MOVED, SERVICES, eventually
 
 # Series that these tests cannot or need not move.
 UNMOVED = {
@@ -23,6 +23,32 @@ GAUGES = {"vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cac
           "cogumi_http_connections", "cogumi_gateway_streams", "cogumi_modifier_watchers"}
 
 
+# Families in which each of these series has to have moved, not just one of them.
+EACH = {
+    "gateway": {"cogumi_gateway_backend_up": [f'service="{name}"' for name in
+                                              ("decoder", "router", "modifiers")]},
+    "decoder": {"vllm:request_success_total": [f'finished_reason="{reason}"' for reason in
+                                               ("stop", "length", "abort")]},
+}
+
+
+@pytest.mark.parametrize("service", sorted(EACH))
+def test_each_series_of_these_families_has_moved(cluster, service):
+    cluster.remember_metrics()
+    for family, labels in EACH[service].items():
+        series = MOVED[service][family]
+        for label in labels:
+            assert any(value for text, value in series.items() if label in text), (label, series)
+
+
+def test_every_service_behind_the_gateway_is_up(cluster):
+    """A channel without calls connects when its state is asked for."""
+    def up():
+        return cluster.metrics("gateway")["cogumi_gateway_backend_up"]
+
+    eventually(lambda: sorted(up().values()) == [1, 1, 1], up)
+
+
 @pytest.mark.parametrize("service", SERVICES)
 def test_every_series_has_moved(cluster, service):
     cluster.remember_metrics()
@@ -40,3 +66,14 @@ def test_reasons_are_needed():
     moved = {name for series in MOVED.values() for name, values in series.items()
              if any(values.values())}
     assert not moved & set(UNMOVED), sorted(moved & set(UNMOVED))
+
+
+def test_a_name_means_the_same_everywhere():
+    """Only what every process has may have a name in common."""
+    owners = {}
+    for service, series in MOVED.items():
+        for name in series:
+            owners.setdefault(name, set()).add(service)
+    shared = {name for name, services in owners.items() if len(services) > 1}
+    assert all(name.startswith(("cogumi_rpc_", "cogumi_build_", "process_"))
+               for name in shared), sorted(shared)

@@ -7,16 +7,14 @@
 #include "gtest/gtest.h"
 #include "services/cli/cluster.h"
 #include "services/cli/paths.h"
+#include "services/common/config.h"
 
 namespace cogumi::cli {
 namespace {
 
 ClusterRecord Example() {
-  ClusterRecord record;
-  record.supervisor = ::getpid();
-  record.mode = "split";
+  ClusterRecord record = RecordOfThisProcess("split", "/models/a model with blanks.gguf");
   record.started = 1700000000;
-  record.model = "/models/a model with blanks.gguf";
   record.services = {{"decoder", "unix:/tmp/x/decoder", "127.0.0.1:9", {}, 11},
                      {"gateway", "127.0.0.1:1", "", {{"http", "127.0.0.1:2"}}, 12}};
   return record;
@@ -42,6 +40,10 @@ TEST_F(ClusterRecordTest, ReadsWhatItWrites) {
   EXPECT_EQ(record->supervisor, ::getpid());
   EXPECT_EQ(record->mode, "split");
   EXPECT_EQ(record->started, 1700000000);
+  EXPECT_EQ(record->start_ticks, Example().start_ticks);
+  EXPECT_GT(record->start_ticks, 0);
+  EXPECT_EQ(record->version, services::Version());
+  EXPECT_EQ(record->binary, std::filesystem::read_symlink("/proc/self/exe"));
   EXPECT_EQ(record->model, "/models/a model with blanks.gguf");
   ASSERT_NE(record->Service("gateway"), nullptr);
   EXPECT_EQ(record->Service("gateway")->address, "127.0.0.1:1");
@@ -50,9 +52,14 @@ TEST_F(ClusterRecordTest, ReadsWhatItWrites) {
 }
 
 TEST_F(ClusterRecordTest, RefusesWhatIsNone) {
-  for (const char* text : {"", "\n", "cluster", "cluster supervisor=x mode=a started=1 model=m",
-                           "cluster mode=a supervisor=1 started=1 model=m",
-                           "cluster supervisor=1 mode=a started=1 model=m\nnonsense"}) {
+  const std::string first = "cluster supervisor=1 mode=a started=1 ticks=1 version=1 model=m\n";
+  EXPECT_TRUE(ParseClusterRecord(first + "binary=b\n").ok());
+  for (const std::string& text :
+       {std::string(), std::string("\n"), std::string("cluster"), first, first + "nonsense",
+        first + "binary=b\nnonsense",
+        std::string("cluster supervisor=1 mode=a started=1 model=m\nbinary=b\n"),
+        std::string("cluster supervisor=1 mode=a started=1 ticks=x version=1 model=m\nbinary=b"),
+        std::string("cluster mode=a supervisor=1 started=1 ticks=1 version=1 model=m\nbinary=b")}) {
     EXPECT_FALSE(ParseClusterRecord(text).ok()) << text;
   }
 }
@@ -63,6 +70,29 @@ TEST_F(ClusterRecordTest, FindsALivingClusterByItsModel) {
   EXPECT_TRUE(FindServingCluster("").has_value());
   EXPECT_TRUE(FindServingCluster(record.model).has_value());
   EXPECT_FALSE(FindServingCluster("/models/other.gguf").has_value());
+}
+
+TEST_F(ClusterRecordTest, AProcessThatGotTheIdLaterIsNoCluster) {
+  ClusterRecord record = Example();
+  record.start_ticks -= 1;
+  ASSERT_TRUE(WriteClusterRecord(&record).ok());
+  EXPECT_FALSE(IsRunning(record));
+  EXPECT_TRUE(FindClusters().empty());
+  EXPECT_FALSE(std::filesystem::exists(record.path));
+}
+
+TEST_F(ClusterRecordTest, AClusterOfAnotherBuildIsTold) {
+  ClusterRecord record = Example();
+  ASSERT_TRUE(WriteClusterRecord(&record).ok());
+  EXPECT_TRUE(FindServingCluster("", /*this_build=*/true).has_value());
+  record.binary += "-other";
+  ASSERT_TRUE(WriteClusterRecord(&record).ok());
+  EXPECT_FALSE(FindServingCluster("", /*this_build=*/true).has_value());
+  EXPECT_TRUE(FindServingCluster("").has_value());
+  record = Example();
+  record.version += "-other";
+  ASSERT_TRUE(WriteClusterRecord(&record).ok());
+  EXPECT_FALSE(FindServingCluster("", /*this_build=*/true).has_value());
 }
 
 TEST_F(ClusterRecordTest, APrivateClusterServesNobodyElse) {
