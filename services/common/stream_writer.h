@@ -186,12 +186,10 @@ void StreamWriter<Response>::PumpLocked() {
     queued_bytes_ -= queue_.front().bytes;
     queue_.pop_front();
     writing_ = true;
-    if (ended_ && queue_.empty() && final_.ok()) {
-      finished_ = true;
-      this->StartWriteAndFinish(&in_flight_, grpc::WriteOptions(), grpc::Status::OK);
-    } else {
-      this->StartWrite(&in_flight_);
-    }
+    // Never together with the end: in process, a caller who waits for the status already (as
+    // asynchronous ones do) would get it before a message that it has not asked for yet. The
+    // message is lost then, and its write never ends.
+    this->StartWrite(&in_flight_);
     return;
   }
   if (ended_) {

@@ -16,6 +16,8 @@
 #include <filesystem>
 #include <functional>
 #include <mutex>
+#include <optional>
+#include <string>
 #include <thread>
 
 #include "cogumi/v1/decoder.grpc.pb.h"
@@ -243,6 +245,63 @@ TEST_F(ServerTest, HealthFollowsTheCallback) {
   ASSERT_TRUE(watch->Read(&seen));
   EXPECT_EQ(seen.status(), HealthCheckResponse::SERVING);
   context.TryCancel();
+}
+
+// Asks for each message when the test says so, while it waits for the status all the time.
+class LateReader : public grpc::ClientReadReactor<v1::GenerateResponse> {
+ public:
+  explicit LateReader(v1::DecoderService::Stub& stub) {
+    stub.async()->Generate(&context_, &request_, this);
+    AddHold();  // reads are started from outside
+    StartCall();
+  }
+  // The next message's text; nothing at the end.
+  std::optional<std::string> Next() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    read_.reset();
+    StartRead(&response_);
+    changed_.wait(lock, [this] { return read_.has_value(); });
+    return *read_ ? std::optional(response_.chunk().text()) : std::nullopt;
+  }
+  grpc::Status Finish() {
+    RemoveHold();
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait(lock, [this] { return done_.has_value(); });
+    return *done_;
+  }
+
+ private:
+  void OnReadDone(bool ok) override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    read_ = ok;
+    changed_.notify_all();
+  }
+  void OnDone(const grpc::Status& status) override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    done_ = status;
+    changed_.notify_all();
+  }
+
+  grpc::ClientContext context_;
+  v1::GenerateRequest request_;
+  v1::GenerateResponse response_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::optional<bool> read_;
+  std::optional<grpc::Status> done_;
+};
+
+TEST_F(ServerTest, TheLastMessageWaitsForItsReader) {
+  ServerOptions options;
+  options.address = "";  // in process
+  Start(options);
+  LateReader reader(*stub_);
+  auto stream = service_.WaitStream(0);
+  EXPECT_TRUE(stream->PushAndEnd(Text("last")));
+  EXPECT_EQ(reader.Next(), "last");
+  EXPECT_EQ(reader.Next(), std::nullopt);
+  EXPECT_TRUE(reader.Finish().ok());
+  EXPECT_TRUE(runtime_.calls.WaitIdle(10));
 }
 
 TEST_F(ServerTest, HealthIsAskedBeforeTheFirstCall) {
