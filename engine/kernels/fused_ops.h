@@ -2,7 +2,8 @@
 //
 //   T::StoreBlock(act, block, slot, v, n)    quantise and/or keep n <= 32 values of a slot
 //   T::SumOfSquares(x, n)                    in an order that depends on n only
-//   T::MatmulTile(w, panel, act, slot, n, tile)  tile[n][32] = 32 outputs of n <= 64 slots of one kind
+//   T::MatmulTile(w, panel, act, slot, n, tile)
+//                                            tile[n][32] = 32 outputs of n <= 64 slots of a kind
 //   T::ToHalf(v, out)                        32 floats -> binary16
 //   T::Swiglu(gate, up, out)                 32 values
 //   T::Attend(args, vectors, count)          queries that share pages and KV head

@@ -60,7 +60,7 @@ struct Avx512 {
 constexpr size_t kPrefetchBytes = 16384;
 
 // The same for a row alone, 0: none. Intel's hardware prefetcher stops at every 4 KiB (one thread:
-// 105 -> 140 tok/s, Sapphire Rapids); AMD's does better by itself (Zen 4: prefetching costs 5-10 %).
+// 105 -> 140 tok/s, Sapphire Rapids); AMD's does better by itself (Zen 4: it costs 5-10 %).
 size_t LonePrefetchBytes() {
   static const size_t bytes = __builtin_cpu_is("intel") ? 6144 : 0;
   return bytes;

@@ -14,8 +14,8 @@
 
 namespace cogumi {
 
-// Slots of out = RMSNorm(x) * weight, in the forms that `out` wants; weight null: no norm, x as it is.
-// Row of a slot: out->Row(slot).
+// Slots of out = RMSNorm(x) * weight of the rows out->Row(slot), in the forms that `out` wants;
+// weight null: no norm, x as it is.
 struct NormQuantiseArgs {
   const float* x = nullptr;  // [rows][stride]
   size_t stride = 0;

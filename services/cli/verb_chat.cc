@@ -42,12 +42,13 @@ class Lines {
   explicit Lines(bool terminal) : terminal_(terminal) {
     if (!terminal_) return;
     if (auto folder = StateFolder(); folder.ok()) history_ = *folder + "/history";
+    // Where the locale knows ASCII only, every other character that is typed would be lost. Before
+    // libedit's first call: it binds the keys then.
+    std::setlocale(LC_CTYPE, "");
+    if (std::string(::nl_langinfo(CODESET)) != "UTF-8") std::setlocale(LC_CTYPE, "C.UTF-8");
     using_history();
     stifle_history(1000);
     read_history(history_.c_str());
-    // Where the locale knows ASCII only, every other character that is typed would be lost.
-    std::setlocale(LC_CTYPE, "");
-    if (std::string(::nl_langinfo(CODESET)) != "UTF-8") std::setlocale(LC_CTYPE, "C.UTF-8");
   }
 
   // Nothing at the end of the input.

@@ -20,8 +20,8 @@ class RunVerb : public Verb {
   RunVerb()
       : Verb("run", "[MODEL] PROMPT",
              "Answers a prompt. Uses the running cluster of this build that serves the model, or\n"
-             "starts the four services and stops them afterwards. MODEL is a listed name or a GGUF\n"
-             "file; a single argument is the prompt.",
+             "starts the four services and stops them afterwards. MODEL is a listed name or\n"
+             "a GGUF file; a single argument is the prompt.",
              1, 2) {
     sampling_.Declare(options_);
     options_.String("system", &system_, "system message; absent: the template's own")

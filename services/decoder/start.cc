@@ -74,8 +74,7 @@ void DeclareDecoderOptions(OptionSet& set, DecoderConfig* config) {
       .Choice("kernels", &engine.kernels, {"", "reference", "avx2", "avx512vnni"},
               "Instruction-set tier; empty: the best of this machine.")
       .Choice("activations", &config->activations, {"mixed", "exact", "fast", "f32"},
-              "Arithmetic: mixed (16 bits, long prompts 8), exact (16), fast (8); f32: the "
-              "ruler's.")
+              "16 bits but for long prompts (mixed), everywhere (exact), 8 (fast); f32: the ruler.")
       .Choice("kv_format", &config->kv_format, {"f16", "f32"}, "Format of the KV cache.")
       .Int("context_length", &engine.context_length, Low(kContextLengthRange),
            High(kContextLengthRange),

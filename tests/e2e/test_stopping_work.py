@@ -63,7 +63,8 @@ def test_cancel_stops_the_work(slow, connect):
 def test_cancel_while_the_prompt_is_read_stops_the_work(slow, connect):
     client = connect(slow)
     before = steps(slow)
-    stream = client.complete(text="word " * 400, sampling=sampling(client))
+    stream = client.complete(text="word " * 400, sampling=client.pb.common.SamplingParams(
+        temperature=0, max_tokens=1000, ignore_eos=True))
     eventually(lambda: steps(slow) > before, "a step over the prompt")
     known = steps(slow)
     stream.cancel()
