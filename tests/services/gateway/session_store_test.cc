@@ -141,6 +141,8 @@ TEST_F(SessionStoreTest, ForgetsAfterItsTime) {
   // A late turn begins a new session, and the sweep removes what nobody touches.
   EXPECT_EQ(Commit(*store, "a", "old", "again", "y").value(), 1);
   EXPECT_THAT(Users(Load(*store, "a", "old")), ElementsAre("again"));
+  // Behind the writer's own sweep, which must not see the time that follows.
+  EXPECT_EQ(Erase(*store, "a", "nobody").value(), 0);
   clock_.Advance(1000);
   store = nullptr;
   store = Open();
