@@ -93,6 +93,7 @@ absl::StatusOr<nlohmann::json> RunBench(const BenchOptions& options) {
                               {"sequences", test.sequences},
                               {"depth", test.depth},
                               {"tokens", test.Tokens()},
+                              {"resident_bytes", ResidentBytes()},
                               {"tokens_per_second", rates}});
   }
   return result;
@@ -101,17 +102,21 @@ absl::StatusOr<nlohmann::json> RunBench(const BenchOptions& options) {
 int Main(int argc, char** argv) {
   std::map<std::string, ActivationFormat> activations;
   for (const auto& known : kActivationFormats) activations[known.name] = known.format;
+  std::map<std::string, KvFormat> kv_formats;
+  for (const auto& known : kKvFormats) kv_formats[known.name] = known.format;
   BenchOptions options;
   options.tests = {"decode", "prefill"};
   CLI::App app("Speed of the engine's forward pass, as JSON.", "cogumi-engine-bench");
   app.add_option("model", options.model_path, "GGUF file")->required();
   app.add_option("--tests", options.tests,
-                 "decode, prefill, five, batch8, batch32, depth4096 (comma-separated)")
+                 "decode, prefill, five, batch8, batch32, depth4096, streams1024 (comma-separated)")
       ->delimiter(',');
   app.add_option("--kernels", options.model.kernels,
                  "reference, avx2, avx512vnni; none: the best of this machine");
   app.add_option("--activations", options.model.activations, "mixed, exact, fast, f32")
       ->transform(CLI::CheckedTransformer(activations));
+  app.add_option("--kv", options.model.kv_format, "f16, f32, int8, int4, k8v4")
+      ->transform(CLI::CheckedTransformer(kv_formats));
   app.add_option("--threads", options.threads, "0: one per core")->check(CLI::Range(0, 1024));
   app.add_option("--chunk", options.chunk, "prompt tokens in a step")->check(CLI::Range(1, 8192));
   app.add_option("--repeat", options.repeat, "measurements of each test")

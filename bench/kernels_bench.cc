@@ -134,21 +134,20 @@ struct Sequence {
   Sequence(int depth, int rows) {
     kv.head_dim = kHeadDim;
     kv.kv_heads = kKvHeads;
-    kv.head_bytes = size_t{2} * kPageTokens * kHeadDim;
-    const size_t page_bytes = 2 * kv.head_bytes * kKvHeads;
+    const size_t page_bytes = kv.WideHeadBytes() * kKvHeads;
     const size_t count = (Size(depth + rows) + kPageTokens - 1) / kPageTokens;
     memory.resize(count * page_bytes / sizeof(uint16_t));
     std::mt19937 random(3);
     std::normal_distribution<float> normal;
     for (uint16_t& value : memory) value = FloatToHalf(normal(random));
     for (size_t page = 0; page < count; ++page) {
-      pages.push_back(reinterpret_cast<std::byte*>(memory.data()) + page * page_bytes);
+      pages.push_back({reinterpret_cast<std::byte*>(memory.data()) + page * page_bytes, nullptr});
     }
     for (int row = 0; row < rows; ++row) contexts.push_back({pages.data(), depth + row});
   }
   KvLayout kv;
   std::vector<uint16_t> memory;
-  std::vector<std::byte*> pages;
+  std::vector<KvPageView> pages;
   std::vector<RowContext> contexts;
 };
 
@@ -246,8 +245,15 @@ void PagedAttention(benchmark::State& state, const KernelTable* kernels) {
   std::vector<float> q(Size(rows) * kHeads * kHeadDim), out(q.size());
   for (float& value : q) value = normal(random);
   std::vector<AttentionItem> items;
-  items.reserve(kHeads);
-  for (int head = 0; head < kHeads; ++head) items.push_back({0, rows, head});
+  constexpr int kGroup = kHeads / kKvHeads;
+  constexpr int kRun = 16;  // rows of an item, all in one page
+  for (int row = 0; row < rows; row += kRun) {
+    const int n = std::min(kRun, rows - row);
+    const int chunks = (depth + row + n + kAttentionChunk - 1) / kAttentionChunk;
+    for (int head = 0; head < kHeads; head += kGroup) {
+      items.push_back({row, n, head, kGroup, 0, chunks, -1});
+    }
+  }
   PagedAttentionArgs args;
   args.q = q.data();
   args.out = out.data();
@@ -256,10 +262,10 @@ void PagedAttention(benchmark::State& state, const KernelTable* kernels) {
   args.heads = kHeads;
   args.kv = sequence.kv;
   while (state.KeepRunning()) {
-    kernels->paged_attention(args, 0, kHeads);
+    kernels->paged_attention(args, 0, static_cast<int>(items.size()));
     benchmark::ClobberMemory();
   }
-  Count(state, 2 * sequence.kv.head_bytes * kKvHeads * sequence.pages.size(),
+  Count(state, sequence.kv.WideHeadBytes() * kKvHeads * sequence.pages.size(),
         2.0 * kHeads * kHeadDim * rows * depth);
 }
 

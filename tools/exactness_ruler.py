@@ -85,12 +85,13 @@ class CachedRuler:
         self.golden()
         self._loaded = None  # half a gigabyte
 
-    def window(self, number, ids):
+    def window(self, number, ids, scored_from=text.SCORED_FROM):
         """Log-probabilities [scored positions, vocabulary] of a window of the text."""
-        path = self._folder / f"window{number}.npy"
+        length = "" if len(ids) == text.WINDOW else f"-of-{len(ids)}"
+        path = self._folder / f"window{number}{length}.npy"
         if not path.exists():
             say(f"computing the ruler's window {number}")
-            exact = ruler.logprobs(self._ruler(), ids)[text.SCORED_FROM:]
+            exact = ruler.logprobs(self._ruler(), ids)[scored_from:]
             _write(path, lambda file: np.save(file, exact))
         return np.load(path, mmap_mode="r")
 

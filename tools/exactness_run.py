@@ -16,6 +16,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 try:
     import exactness_engine as engine
+    import exactness_kv as kv
     import exactness_metrics as metrics
     import exactness_ruler as ruler_cache
     import exactness_text as text
@@ -137,8 +138,12 @@ class Evaluation:
 
 
 def print_result(result):
+    print_row(result, result.phase)
+
+
+def print_row(result, label):
     s = result.summary
-    print(f"{result.kernels:26} {result.phase:8} {result.windows:7}  {s.kl_mean:7.1e}  "
+    print(f"{result.kernels:26} {label:8} {result.windows:7}  {s.kl_mean:7.1e}  "
           f"{s.kl_p99:7.1e}  {s.same_top:8.2%}  {s.perplexity:8.3f} ({s.perplexity_exact:.3f})  "
           f"{s.max_difference:.1e}", flush=True)
 
@@ -160,6 +165,10 @@ def parse_arguments():
     parser.add_argument("--windows", type=int, default=text.DEFAULT_WINDOWS,
                         help=f"windows of {text.WINDOW} tokens (default {text.DEFAULT_WINDOWS}; "
                              f"the reference tier takes {REFERENCE_WINDOWS})")
+    parser.add_argument("--kv", default="", metavar="FORMATS",
+                        help="also compare KV formats, comma-separated: " + ", ".join(kv.FORMATS) +
+                             f"; in {kv.DEFAULT_WINDOWS} windows of {kv.WINDOW} tokens, against "
+                             "the same engine's fp16 and the ruler")
     parser.add_argument("--no-float", action="store_true",
                         help="leave out the reference kernels with float32 activations")
     parser.add_argument("--model", type=pathlib.Path,
@@ -173,6 +182,10 @@ def parse_arguments():
     for tier in arguments.tiers:
         if tier not in TIERS:
             parser.error(f"--tier: no tier '{tier}', known: {', '.join(TIERS)}")
+    try:
+        arguments.kv = kv.parse_formats(arguments.kv)
+    except ValueError as error:
+        parser.error(f"--kv: {error}")
     if arguments.windows < 1:
         parser.error(f"--windows {arguments.windows}: at least 1")
     for flag, path in (("--model", arguments.model), ("--logits", arguments.logits)):
@@ -181,12 +194,26 @@ def parse_arguments():
     return arguments
 
 
-def write_json(path, evaluation, ruler):
+def run_kv(arguments, ruler, evaluation):
+    """The KV formats; what is beyond the bounds goes to the evaluation's failures."""
+    windows = text.windows(ruler.text_ids(), kv.DEFAULT_WINDOWS, kv.WINDOW)
+    print(f"\nKV formats: exact activations, windows of {kv.WINDOW}, scored from "
+          f"{kv.SCORED_FROM}; against f16: the engine's own with that cache\n"
+          f"{'kernels':26} {'against':8} windows  mean KL  99 %     same top  "
+          "perplexity (there)  largest difference")
+    formats = kv.KvEvaluation(arguments.logits, arguments.model, ruler, windows)
+    formats.run(arguments.kv, lambda result: print_row(result, result.against))
+    evaluation.failures += formats.failures
+    return formats.results
+
+
+def write_json(path, evaluation, ruler, kv_results):
     path.write_text(json.dumps({
         "model_sha256": ruler.model_digest, "text_sha256": text.TEXT_SHA256,
         "bounds": {"by_activations": BOUNDS, "float_difference": DIFFERENCE_BOUND},
         "tiers": [{"kernels": r.kernels, "phase": r.phase, "windows": r.windows,
                    **dataclasses.asdict(r.summary)} for r in evaluation.results],
+        "kv": [dataclasses.asdict(r) for r in kv_results],
         "golden": [dataclasses.asdict(g) for g in evaluation.golden],
         "skipped": evaluation.skipped, "failures": evaluation.failures}, indent=1) + "\n")
 
@@ -208,10 +235,11 @@ def main():
         evaluation.run_default(tier)
     if not arguments.no_float:
         evaluation.run_float()
+    kv_results = run_kv(arguments, ruler, evaluation) if arguments.kv else []
     for line in evaluation.skipped:
         print(f"skipped: {line}")
     if arguments.json:
-        write_json(arguments.json, evaluation, ruler)
+        write_json(arguments.json, evaluation, ruler, kv_results)
     if not arguments.check:
         return 0
     if not evaluation.results:

@@ -89,11 +89,11 @@ def ruler_text():
     return text
 
 
-def windows(ids, count):
-    """The first `count` windows of token ids."""
-    if len(ids) < count * WINDOW:
-        raise TextError(f"--windows {count}: the text has {len(ids) // WINDOW} windows of {WINDOW}")
-    return [ids[i * WINDOW:(i + 1) * WINDOW] for i in range(count)]
+def windows(ids, count, length=WINDOW):
+    """The first `count` windows of `length` token ids."""
+    if len(ids) < count * length:
+        raise TextError(f"--windows {count}: the text has {len(ids) // length} windows of {length}")
+    return [ids[i * length:(i + 1) * length] for i in range(count)]
 
 
 def main():

@@ -1,5 +1,7 @@
 #include "bench/lib/machine.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -77,6 +79,14 @@ std::string CpuName() {
     }
   }
   return "unknown";
+}
+
+int64_t ResidentBytes() {
+  std::ifstream pages("/proc/self/statm");
+  int64_t size = 0;
+  int64_t resident = 0;
+  pages >> size >> resident;
+  return resident * sysconf(_SC_PAGESIZE);
 }
 
 }  // namespace cogumi::bench

@@ -1,6 +1,7 @@
 // What a figure was measured on: the processor, and how fast it reads memory at that moment.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "engine/core/thread_pool.h"
@@ -20,5 +21,7 @@ double MeasureBarrier(ThreadPool& pool);
 
 // The processor's name as the system gives it; "unknown" when it gives none.
 std::string CpuName();
+// What this process has in memory now.
+int64_t ResidentBytes();
 
 }  // namespace cogumi::bench

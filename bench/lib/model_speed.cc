@@ -17,6 +17,8 @@ const std::vector<SpeedTest>& KnownTests() {
       {.name = "batch8", .sequences = 8, .depth = 128, .steps = 64},
       {.name = "batch32", .sequences = 32, .depth = 128, .steps = 32},
       {.name = "depth4096", .depth = 4096, .steps = 32},
+      // What a full house keeps resident.
+      {.name = "streams1024", .sequences = 32, .depth = 1008, .steps = 16},
   };
   return *tests;
 }
@@ -30,8 +32,8 @@ absl::StatusOr<std::unique_ptr<SpeedRunner>> SpeedRunner::Create(
   }
   std::unique_ptr<SpeedRunner> runner(new SpeedRunner(model, chunk));
   const KvShape shape = model->kv_shape();
-  ASSIGN_OR_RETURN(runner->cache_,
-                   KvCache::Create(shape, pages * static_cast<int64_t>(shape.WideBytes())));
+  const int64_t page_bytes = static_cast<int64_t>(shape.WideBytes() + shape.NarrowBytes());
+  ASSIGN_OR_RETURN(runner->cache_, KvCache::Create(shape, pages * page_bytes));
   return runner;
 }
 

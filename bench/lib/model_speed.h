@@ -28,7 +28,7 @@ struct SpeedTest {
   int64_t Tokens() const { return int64_t{sequences} * steps * rows; }
 };
 
-// The known tests: decode, prefill, five, batch8, batch32, depth4096.
+// The known tests: decode, prefill, five, batch8, batch32, depth4096, streams1024.
 const std::vector<SpeedTest>& KnownTests();
 
 // Measures one model; keeps its cache between tests. The model must outlive it.

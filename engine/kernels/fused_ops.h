@@ -6,8 +6,7 @@
 //                                            tile[n][32] = 32 outputs of n <= 64 slots of a kind
 //   T::ToHalf(v, out)                        32 floats -> binary16
 //   T::Swiglu(gate, up, out)                 32 values
-//   T::Attend(args, vectors, count)          queries that share pages and KV head
-//   T::kAttendVectors                        how many of them at once
+//   T::Store, T::Attend                      see kv_store.h and attention.h
 //   T::Summarise(logits, first, count)
 //   T::kVocabulary                           the passes of sampling
 #pragma once
@@ -20,12 +19,6 @@
 
 namespace cogumi {
 namespace {
-
-// A query head of a row.
-struct QueryVector {
-  int32_t row;
-  int32_t head;
-};
 
 // Codes of a block fill this range. 32512 = 127 * 256: the high plane stays within int8 after
 // rounding up the low one.
@@ -92,23 +85,31 @@ struct FusedOps {
     }
   }
 
-  // Writes outputs [first, first + count) of K (or V) of a row into its page.
+  // Writes outputs [first, first + count) of K (or V) of a row into its page, or aside.
   static void AppendKv(const QkvRopeAppendArgs& a, int row, int first, int count, bool is_v,
                        const float* v) {
+    if (a.kv.NeedsStore()) {
+      const size_t width = static_cast<size_t>(a.kv.kv_heads) * a.kv.Dim();
+      std::memcpy(a.kv_rows + (2 * static_cast<size_t>(row) + (is_v ? 1 : 0)) * width +
+                      static_cast<size_t>(first),
+                  v, static_cast<size_t>(count) * sizeof(float));
+      return;
+    }
     const RowContext& context = a.context[row];
     const int slot = context.position % 64;
-    std::byte* page = context.pages[context.position / 64] + a.kv.layer_offset;
+    std::byte* wide = context.pages[context.position / 64].wide;
     alignas(64) uint16_t half[kPanelRows];
-    if (!a.kv.f32) T::ToHalf(v, half);
+    const bool f32 = a.kv.wide == KvWide::kF32;
+    if (!f32) T::ToHalf(v, half);
     for (int i = 0; i < count;) {
       const int head = (first + i) / a.kv.head_dim;
       const int d0 = (first + i) % a.kv.head_dim;
       const int run = count - i < a.kv.head_dim - d0 ? count - i : a.kv.head_dim - d0;
-      std::byte* base = page + (2 * static_cast<size_t>(head) + (is_v ? 1 : 0)) * a.kv.head_bytes;
+      std::byte* base = wide + a.kv.WideOffset(head) + (is_v ? a.kv.WideV() : 0);
       // K is [head_dim][64], V is [64][head_dim].
       const int start = is_v ? slot * a.kv.head_dim + d0 : d0 * 64 + slot;
       const int step = is_v ? 1 : 64;
-      if (a.kv.f32) {
+      if (f32) {
         float* out = reinterpret_cast<float*>(base) + start;
         for (int j = 0; j < run; ++j) out[j * step] = v[i + j];
       } else {
@@ -147,28 +148,6 @@ struct FusedOps {
         }
       }
     }
-  }
-
-  static void PagedAttention(const PagedAttentionArgs& a, int begin, int end) {
-    const int group = a.heads / a.kv.kv_heads;
-    QueryVector vectors[T::kAttendVectors];
-    int count = 0;
-    const auto flush = [&] {
-      if (count > 0) T::Attend(a, vectors, count);
-      count = 0;
-    };
-    for (int i = begin; i < end; ++i) {
-      const AttentionItem& item = a.items[i];
-      for (int r = 0; r < item.rows; ++r) {
-        const QueryVector next{item.first_row + r, item.head};
-        const bool joins = count > 0 && count < T::kAttendVectors &&
-                           a.context[next.row].pages == a.context[vectors[0].row].pages &&
-                           next.head / group == vectors[0].head / group;
-        if (!joins) flush();
-        vectors[count++] = next;
-      }
-    }
-    flush();
   }
 
   static void ProjectResidual(const ProjectResidualArgs& a, int panel_begin, int panel_end) {
@@ -225,8 +204,17 @@ struct FusedOps {
   }
 
   static constexpr KernelTable Table(const char* name) {
-    return {name,         NormQuantise, QkvRopeAppend, PagedAttention, ProjectResidual,
-            GateUpSwiglu, Head,         T::Summarise,  T::kVocabulary};
+    return {name,
+            NormQuantise,
+            QkvRopeAppend,
+            T::Store::Store,
+            T::Attend::Attend,
+            T::Attend::Merge,
+            ProjectResidual,
+            GateUpSwiglu,
+            Head,
+            T::Summarise,
+            T::kVocabulary};
   }
 };
 

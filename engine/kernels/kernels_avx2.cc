@@ -5,6 +5,7 @@
 // are split into two such halves.
 #include <immintrin.h>
 
+#include "engine/kernels/attention_simd.h"
 #include "engine/kernels/fused_ops.h"
 #include "engine/kernels/registry.h"
 #include "engine/kernels/simd_ops.h"
@@ -40,6 +41,25 @@ struct Avx2 {
                      _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
   static float HalfValue(uint16_t h) { return _cvtsh_ss(h); }
+  static uint16_t HalfOf(float x) {
+    return static_cast<uint16_t>(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  static F LoadInt8(const int8_t* p) {
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+  static F LoadUint8(const uint8_t* p) {
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+  // Columns [column, column + 8) of a row of a unit of kv_layout.h.
+  template <int kRow>
+  static F Nibbles(const uint8_t* unit, int column) {
+    const __m256i x =
+        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(unit + 4 * (column % 16)));
+    const __m256i code = _mm256_srli_epi32(x, 4 * (column / 16 + 4 * kRow));
+    return _mm256_cvtepi32_ps(_mm256_and_si256(code, _mm256_set1_epi32(15)));
+  }
   static F Fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   static F Add(F a, F b) { return _mm256_add_ps(a, b); }
   static F Sub(F a, F b) { return _mm256_sub_ps(a, b); }
@@ -199,6 +219,9 @@ void RunMatmul(const PackedMatrix& w, int panel, const Activations& a, int slot,
 
 struct Avx2Tier : SimdOps<Avx2> {
   static constexpr VocabularyOps kVocabulary = {BlockMaximaAvx2, SoftmaxWeightsAvx2};
+  using Store = KvStore<Avx2>;
+  using Attend = Attention<SimdAttention<Avx2>>;
+
   static void MatmulTile(const PackedMatrix& w, int panel, const Activations& a, int slot, int n,
                          float* tile) {
     const WeightFormat& f = w.format;

@@ -1,6 +1,7 @@
 // AVX-512 with VNNI (Ice Lake, Sapphire Rapids, Zen 4 and later): vpdpbusd on 64-byte tiles.
 #include <immintrin.h>
 
+#include "engine/kernels/attention_simd.h"
 #include "engine/kernels/fused_ops.h"
 #include "engine/kernels/registry.h"
 #include "engine/kernels/simd_ops.h"
@@ -36,6 +37,26 @@ struct Avx512 {
                         _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
   static float HalfValue(uint16_t h) { return _cvtsh_ss(h); }
+  static uint16_t HalfOf(float x) {
+    return static_cast<uint16_t>(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  static F LoadInt8(const int8_t* p) {
+    return _mm512_cvtepi32_ps(
+        _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+  static F LoadUint8(const uint8_t* p) {
+    return _mm512_cvtepi32_ps(
+        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+  // Columns [column, column + 16) of a row of a unit of kv_layout.h. The permutation looks at the
+  // low four bits of its indices only: a table of the sixteen codes as floats.
+  template <int kRow>
+  static F Nibbles(const uint8_t* unit, int column) {
+    const __m512 codes = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i x = _mm512_loadu_si512(unit);
+    return _mm512_permutexvar_ps(
+        _mm512_srli_epi32(x, static_cast<unsigned>(4 * (column / 16 + 4 * kRow))), codes);
+  }
   static F Fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F Add(F a, F b) { return _mm512_add_ps(a, b); }
   static F Sub(F a, F b) { return _mm512_sub_ps(a, b); }
@@ -328,6 +349,9 @@ void RunMatmul(const PackedMatrix& w, int panel, const Activations& a, int slot,
 
 struct Avx512Vnni : SimdOps<Avx512> {
   static constexpr VocabularyOps kVocabulary = {BlockMaximaAvx512, SoftmaxWeightsAvx512};
+  using Store = KvStore<Avx512>;
+  using Attend = Attention<SimdAttention<Avx512>>;
+
   static void MatmulTile(const PackedMatrix& w, int panel, const Activations& a, int slot, int n,
                          float* tile) {
     const WeightFormat& f = w.format;

@@ -3,15 +3,110 @@
 #include <cstring>
 
 #include "engine/core/half.h"
+#include "engine/kernels/attention.h"
 #include "engine/kernels/fused_ops.h"
 #include "engine/kernels/registry.h"
 
 namespace cogumi {
 namespace {
 
+struct HalfConversion {
+  static float HalfValue(uint16_t bits) { return HalfToFloat(bits); }
+  static uint16_t HalfOf(float x) { return FloatToHalf(x); }
+};
+
+// Attention element by element, whatever form a page has.
+struct ReferenceAttention {
+  struct Tile {
+    Tile(const PagedAttentionArgs& args, const TileQueries& tile) : a(args), queries(tile) {}
+
+    void Chunk(int chunk, float* results, size_t stride) const {
+      const size_t dim = a.kv.Dim();
+      for (int i = 0; i < queries.count; ++i) {
+        const RowContext& context = a.context[queries.Row(i)];
+        const int head = queries.Head(i);
+        const int kv_head = head / (a.heads / a.kv.kv_heads);
+        const float* q =
+            a.q + (static_cast<size_t>(queries.Row(i)) * static_cast<size_t>(a.heads) +
+                   static_cast<size_t>(head)) *
+                      dim;
+        float turned[kMaxHeadDim];
+        std::memcpy(turned, q, dim * sizeof(float));
+        if (a.kv.rotated_k) Hadamard(turned, a.kv.head_dim);
+        float* result = results + static_cast<size_t>(i) * stride;
+        std::memset(result, 0, stride * sizeof(float));
+        const int first = chunk * kAttentionChunk;
+        const int seen = context.position + 1 - first;
+        const int n = seen < kAttentionChunk ? seen : kAttentionChunk;
+        float score[kAttentionChunk];
+        float largest = -INFINITY;
+        for (int k = 0; k < n; ++k) {
+          score[k] = 0;
+          const float* query = Narrow(context, first + k) ? q : turned;
+          for (size_t d = 0; d < dim; ++d) {
+            score[k] += query[d] * Element(context, first + k, kv_head, d, false);
+          }
+          largest = std::fmax(largest, score[k]);
+        }
+        result[0] = largest;
+        for (int k = 0; k < n; ++k) {
+          const float weight = std::exp(score[k] - largest);
+          result[1] += weight;
+          for (size_t d = 0; d < dim; ++d) {
+            result[kPart + d] += weight * Element(context, first + k, kv_head, d, true);
+          }
+        }
+      }
+    }
+
+    bool Narrow(const RowContext& context, int position) const {
+      return a.kv.narrow != KvNarrow::kNone && SeesNarrow(context.position, position / 64);
+    }
+
+    // Of K or V at a position as the query sees it.
+    float Element(const RowContext& context, int position, int kv_head, size_t d,
+                  bool is_v) const {
+      const KvLayout& kv = a.kv;
+      const KvPageView& page = context.pages[position / 64];
+      const size_t slot = static_cast<size_t>(position % 64);
+      const size_t index = is_v ? slot * kv.Dim() + d : d * 64 + slot;
+      if (!Narrow(context, position)) {
+        const std::byte* base = page.wide + kv.WideOffset(kv_head);
+        const std::byte* data = base + (is_v ? kv.WideV() : 0);
+        if (kv.wide == KvWide::kF32) return reinterpret_cast<const float*>(data)[index];
+        if (kv.wide == KvWide::kF16) {
+          return HalfToFloat(reinterpret_cast<const uint16_t*>(data)[index]);
+        }
+        const float* scales = reinterpret_cast<const float*>(base + kv.WideScales());
+        return scales[is_v ? 64 + slot : slot] *
+               static_cast<float>(reinterpret_cast<const int8_t*>(data)[index]);
+      }
+      const std::byte* base = page.narrow + kv.NarrowOffset(kv_head);
+      const uint8_t* codes = reinterpret_cast<const uint8_t*>(base + (is_v ? kv.NarrowV() : 0));
+      const uint16_t* scales = reinterpret_cast<const uint16_t*>(
+          base + (is_v ? kv.NarrowVParameters() : kv.NarrowParameters()));
+      const uint16_t* minimums = scales + (is_v ? 64 * kv.Groups() : kv.Dim());
+      const size_t parameter = is_v ? d / 64 * 64 + slot : d;
+      int code;
+      if (!is_v && kv.narrow == KvNarrow::kK8V4) {
+        code = codes[index];
+      } else {
+        const NibblePlace at = is_v ? NibbleAt(slot, d, kv.Groups()) : NibbleAt(d, slot, 1);
+        code = codes[at.byte] >> at.shift & 15;
+      }
+      return HalfToFloat(scales[parameter]) * static_cast<float>(code) +
+             HalfToFloat(minimums[parameter]);
+    }
+
+    const PagedAttentionArgs& a;
+    TileQueries queries;
+  };
+};
+
 struct Reference {
   static constexpr VocabularyOps kVocabulary = {BlockMaximaReference, SoftmaxWeightsReference};
-  static constexpr int kAttendVectors = 1;
+  using Store = KvStore<HalfConversion>;
+  using Attend = Attention<ReferenceAttention>;
 
   static float SumOfSquares(const float* x, int n) {
     double sum = 0;
@@ -177,58 +272,6 @@ struct Reference {
 
   static void Swiglu(const float* gate, const float* up, float* out) {
     for (int i = 0; i < kPanelRows; ++i) out[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
-  }
-
-  static float Kv(const std::byte* base, bool f32, int index) {
-    if (f32) return reinterpret_cast<const float*>(base)[index];
-    return HalfToFloat(reinterpret_cast<const uint16_t*>(base)[index]);
-  }
-
-  static void Attend(const PagedAttentionArgs& a, const QueryVector* vectors, int count) {
-    for (int v = 0; v < count; ++v) AttendOne(a, vectors[v]);
-  }
-
-  static void AttendOne(const PagedAttentionArgs& a, const QueryVector& vector) {
-    const int head_dim = a.kv.head_dim;
-    const RowContext& context = a.context[vector.row];
-    const size_t at = static_cast<size_t>(vector.row) * static_cast<size_t>(a.heads * head_dim) +
-                      static_cast<size_t>(vector.head * head_dim);
-    const float* q = a.q + at;
-    float* out = a.out + at;
-    const size_t head = 2 * static_cast<size_t>(vector.head / (a.heads / a.kv.kv_heads));
-    std::memset(out, 0, static_cast<size_t>(head_dim) * sizeof(float));
-    float running_max = -INFINITY;
-    float running_sum = 0;
-    float p[kAttentionChunk];
-    for (int k0 = 0; k0 <= context.position; k0 += kAttentionChunk) {
-      const int n =
-          context.position + 1 - k0 < kAttentionChunk ? context.position + 1 - k0 : kAttentionChunk;
-      float largest = -INFINITY;
-      for (int k = 0; k < n; ++k) {
-        const std::byte* page = context.pages[(k0 + k) / 64] + a.kv.layer_offset;
-        const std::byte* keys = page + head * a.kv.head_bytes;
-        float score = 0;
-        for (int d = 0; d < head_dim; ++d) score += q[d] * Kv(keys, a.kv.f32, d * 64 + k % 64);
-        p[k] = score;
-        largest = std::fmax(largest, score);
-      }
-      const float next_max = std::fmax(running_max, largest);
-      const float keep = std::exp(running_max - next_max);
-      float sum = 0;
-      for (int d = 0; d < head_dim; ++d) out[d] *= keep;
-      for (int k = 0; k < n; ++k) {
-        const std::byte* page = context.pages[(k0 + k) / 64] + a.kv.layer_offset;
-        const std::byte* values = page + (head + 1) * a.kv.head_bytes;
-        const float weight = std::exp(p[k] - next_max);
-        sum += weight;
-        for (int d = 0; d < head_dim; ++d) {
-          out[d] += weight * Kv(values, a.kv.f32, (k % 64) * head_dim + d);
-        }
-      }
-      running_sum = running_sum * keep + sum;
-      running_max = next_max;
-    }
-    for (int d = 0; d < head_dim; ++d) out[d] /= running_sum;
   }
 
   static LogitPartial Summarise(const float* logits, int first, int count) {

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "engine/kernels/activations.h"
+#include "engine/kernels/kv_layout.h"
 #include "engine/kernels/packed_matrix.h"
 #include "engine/kernels/vocabulary_ops.h"
 
@@ -26,19 +27,12 @@ struct NormQuantiseArgs {
 
 // Where the keys and values of a row go and which pages it sees.
 struct RowContext {
-  std::byte* const* pages = nullptr;  // of its sequence: page -> memory of the whole page
+  const KvPageView* pages = nullptr;  // of its sequence
   int32_t position = 0;
 };
 
-struct KvLayout {
-  bool f32 = false;  // else fp16
-  int head_dim = 0;
-  int kv_heads = 0;
-  size_t head_bytes = 0;    // of K, then the same of V
-  size_t layer_offset = 0;  // bytes from the start of a page to this layer
-};
-
-// q = RoPE(Wq x) * 1/sqrt(head_dim) into `q`; RoPE(Wk x) and Wv x into the cache.
+// q = RoPE(Wq x) * 1/sqrt(head_dim) into `q`; RoPE(Wk x) and Wv x into wide blocks of the cache, or
+// into `kv_rows` where the layout wants them to go through StoreKv.
 // RoPE rotates adjacent pairs, as GGUF stores llama's rows. Panels: of Wq, then Wk, then Wv.
 struct QkvRopeAppendArgs {
   const PackedMatrix* wq = nullptr;
@@ -51,27 +45,56 @@ struct QkvRopeAppendArgs {
   const float* cosine = nullptr;        // [rows][rope_dim / 2]
   const float* sine = nullptr;
   int rope_dim = 0;
+  float* kv_rows = nullptr;  // [rows]{ K [kv_heads * head_dim], V the same }
   KvLayout kv;
 };
 
-// One query head of a run of consecutive rows of one sequence.
+// Rows of a step that belong into one page, and whether its narrow block is to be made after that:
+// then the page is full.
+struct StoreKvItem {
+  KvPageView page;
+  int32_t first_row = 0;
+  int32_t rows = 0;
+  int32_t first_slot = 0;
+  bool make_narrow = false;
+};
+
+// Work is counted in pairs of item and KV head.
+struct StoreKvArgs {
+  const float* rows = nullptr;  // as QkvRopeAppendArgs::kv_rows
+  const StoreKvItem* items = nullptr;
+  KvLayout kv;
+};
+
+// Queries: heads of one KV head, of consecutive rows whose positions lie in one page. Keys: chunks
+// [chunk_begin, chunk_end). Either all chunks, and the result goes out, or some, and each leaves
+// a partial result for MergeAttention.
 struct AttentionItem {
   int32_t first_row = 0;
   int32_t rows = 0;
-  int32_t head = 0;
+  int32_t first_head = 0;
+  int32_t heads = 0;
+  int32_t chunk_begin = 0;
+  int32_t chunk_end = 0;
+  // Slot of chunk 0 of the first query; chunk c of query i has partial + c * rows * heads + i. -1:
+  // all chunks are here.
+  int32_t partial = -1;
 };
 
 // out = softmax(q K) V over keys 0..position; keys in chunks of kAttentionChunk at fixed absolute
-// positions, merged in order (online softmax, Milakov and Gimelshein 2018, arXiv:1805.02867).
+// positions, each with its own maximum, merged in order whoever computed them (online softmax,
+// Milakov and Gimelshein 2018, arXiv:1805.02867).
 inline constexpr int kAttentionChunk = 256;
 struct PagedAttentionArgs {
   const float* q = nullptr;  // [rows][heads * head_dim], scaled
   float* out = nullptr;      // [rows][heads * head_dim]
   const RowContext* context = nullptr;
-  const AttentionItem* items = nullptr;
+  const AttentionItem* items = nullptr;  // to merge: those with the last chunk of a split
+  float* partials = nullptr;             // [slots][AttentionPartialFloats(head_dim)]
   int heads = 0;
   KvLayout kv;
 };
+inline int AttentionPartialFloats(int head_dim) { return 16 + (head_dim + 63) / 64 * 64; }
 
 // x += W in. x: [rows][W rows].
 struct ProjectResidualArgs {
@@ -113,7 +136,9 @@ struct KernelTable {
   const char* name;
   void (*norm_quantise)(const NormQuantiseArgs&, int slot_begin, int slot_end);
   void (*qkv_rope_append)(const QkvRopeAppendArgs&, int panel_begin, int panel_end);
+  void (*store_kv)(const StoreKvArgs&, int begin, int end);
   void (*paged_attention)(const PagedAttentionArgs&, int item_begin, int item_end);
+  void (*merge_attention)(const PagedAttentionArgs&, int item_begin, int item_end);
   void (*project_residual)(const ProjectResidualArgs&, int panel_begin, int panel_end);
   void (*gate_up_swiglu)(const GateUpSwigluArgs&, int panel_begin, int panel_end);
   void (*head)(const HeadArgs&, int panel_begin, int panel_end);

@@ -10,6 +10,50 @@
 
 namespace cogumi {
 
+KvLayout KvShape::Layout(int layer) const {
+  KvLayout layout;
+  layout.head_dim = head_dim;
+  layout.kv_heads = kv_heads;
+  layout.layer = layer;
+  const bool power_of_two = (head_dim & (head_dim - 1)) == 0;
+  switch (format) {
+    case KvFormat::kF16:
+      break;
+    case KvFormat::kF32:
+      layout.wide = KvWide::kF32;
+      break;
+    case KvFormat::kInt8:
+      break;
+    case KvFormat::kInt4:
+      layout.narrow = KvNarrow::kK4V4;
+      break;
+    case KvFormat::kK8V4:
+      layout.narrow = KvNarrow::kK8V4;
+      break;
+  }
+  if (format != KvFormat::kF16 && format != KvFormat::kF32) {
+    layout.wide = KvWide::kInt8;
+    layout.rotated_k = layout.rotated_v = power_of_two;
+  }
+  return layout;
+}
+
+const char* KvShape::WidePrecision() const {
+  switch (Layout(0).wide) {
+    case KvWide::kF16:
+      return "f16";
+    case KvWide::kF32:
+      return "f32";
+    case KvWide::kInt8:
+      return "int8";
+  }
+  return "";
+}
+
+const char* KvShape::NarrowPrecision() const {
+  return format == KvFormat::kInt4 ? "int4" : format == KvFormat::kK8V4 ? "k8v4" : "";
+}
+
 absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(const KvShape& shape,
                                                          int64_t budget_bytes) {
   const int64_t page = static_cast<int64_t>(shape.WideBytes());

@@ -1,9 +1,9 @@
 // Paged key-value cache: one byte budget, reference-counted blocks, copy on write.
 //
 // A page is 64 tokens of one sequence, for all layers and KV heads. It has up to two blocks:
-//   wide    what a step appends to; [layer][kv_head]{ K [head_dim][64], V [64][head_dim] }, K
-//           transposed, so that scores of 64 keys need no horizontal sums;
+//   wide    what a step appends to;
 //   narrow  the cheap form of a full page, of formats that have one, made from the wide block.
+// engine/kernels/kv_layout.h describes what is in them.
 // A query at position p, in page P = p / 64, sees page j narrow iff 1 <= j <= P - 2: a rule of
 // absolute positions alone, so that answers do not depend on chunks or on what is shared. The first
 // page and a window of 64-127 tokens stay wide.
@@ -21,6 +21,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cogumi/options.h"
+#include "engine/kernels/kv_layout.h"
 #include "engine/memory/block_pool.h"
 
 namespace cogumi {
@@ -33,16 +34,14 @@ struct KvShape {
   int head_dim = 0;
   KvFormat format = KvFormat::kF16;
 
-  size_t ElementBytes() const { return format == KvFormat::kF32 ? 4 : 2; }
-  // Bytes of K (or V) of one wide block, layer and head.
-  size_t HeadBytes() const {
-    return ElementBytes() * kKvPageTokens * static_cast<size_t>(head_dim);
-  }
-  size_t WideBytes() const {
-    return 2 * HeadBytes() * static_cast<size_t>(layers) * static_cast<size_t>(kv_heads);
-  }
+  // How the blocks of this format look in a layer.
+  KvLayout Layout(int layer) const;
+  size_t WideBytes() const { return Layout(layers).WideOffset(0); }
   // 0: the format has no narrow blocks.
-  size_t NarrowBytes() const { return 0; }
+  size_t NarrowBytes() const { return Layout(layers).NarrowOffset(0); }
+  // What the blocks hold, in a word.
+  const char* WidePrecision() const;
+  const char* NarrowPrecision() const;
 };
 
 struct KvPage {
@@ -104,12 +103,17 @@ class KvCache {
   void Retain(const KvPage& page);
   void Drop(const KvPage& page);
 
-  // Start of K (then V at + HeadBytes()) in a wide block. Valid while the cache lives.
+  // Start of K in a wide block. Valid while the cache lives.
   std::byte* Head(BlockId wide, int layer, int kv_head) const {
-    return wide_.At(wide) + 2 * shape_.HeadBytes() *
-                                (static_cast<size_t>(layer) * static_cast<size_t>(shape_.kv_heads) +
-                                 static_cast<size_t>(kv_head));
+    return wide_.At(wide) + shape_.Layout(layer).WideOffset(kv_head);
   }
+  KvPageView View(const KvPage& page) const {
+    return {page.wide == kNoBlock ? nullptr : wide_.At(page.wide),
+            page.narrow == kNoBlock ? nullptr : narrow_.At(page.narrow)};
+  }
+  // Whether a narrow block has been made from its page, and that it will be in this step.
+  bool NarrowMade(const KvPage& page) const { return narrow_.Filled(page.narrow); }
+  void SetNarrowMade(const KvPage& page) { narrow_.SetFilled(page.narrow); }
 
  private:
   KvCache(const KvShape& shape, int64_t budget, BlockPool wide, BlockPool narrow);

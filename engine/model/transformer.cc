@@ -19,8 +19,12 @@ namespace {
 // With up to this many rows every thread normalises and quantises them for itself: cheaper than a
 // barrier. The result is the same either way.
 constexpr int kPrivateRows = 4;
-// Rows of one attention item: small enough to balance the threads on a triangular prompt.
-constexpr int kAttentionRows = 16;
+// Queries of one attention item: they share each read of the cache, and prompts still balance.
+constexpr int kAttentionQueries = 48;
+// Attention is divided into pieces of at most this share of a thread's work, if chunks allow it...
+constexpr double kAttentionPieces = 8;
+// ...and their partial results stay below this many floats.
+constexpr size_t kMaxPartialFloats = size_t{1} << 20;
 
 // What a matrix product needs of its input.
 struct InputForms {
@@ -48,14 +52,17 @@ class Transformer : public Model {
         weights_(std::move(weights)),
         pool_(*pool) {
     kernel_configuration_ =
-        absl::StrCat(kernels_.name, "/", NameOf(options.activations),
-                     options.kv_format == KvFormat::kF32 ? "/kv-f32" : "/kv-f16");
+        absl::StrCat(kernels_.name, "/", NameOf(options.activations), "/kv-",
+                     NameOf(options.kv_format));
     const size_t rows = static_cast<size_t>(options.max_rows);
     const size_t width = static_cast<size_t>(config_.embedding_length);
     const size_t q_width = static_cast<size_t>(config_.heads * config_.head_dim);
     x_.resize(rows * width);
     q_.resize(rows * q_width);
     attention_.resize(rows * q_width);
+    if (kv_shape().Layout(0).NeedsStore()) {
+      kv_rows_.resize(rows * static_cast<size_t>(2 * config_.kv_heads * config_.head_dim));
+    }
     context_.resize(rows);
     cosine_.resize(rows * static_cast<size_t>(config_.rope_dim / 2));
     sine_.resize(cosine_.size());
@@ -142,10 +149,7 @@ class Transformer : public Model {
           static_cast<int>(sequence.pages->size()) < KvCache::PagesFor(end)) {
         return bad("no pages for position ", end - 1);
       }
-      for (int i = 0; i < KvCache::PagesFor(end); ++i) {
-        const KvPage& page = (*sequence.pages)[static_cast<size_t>(i)];
-        if (!cache.wide().Valid(page.wide)) return bad("block ", page.wide, " of page ", i);
-      }
+      RETURN_IF_ERROR(CheckPages(sequence, cache));
       next += sequence.rows;
     }
     if (next != rows) return bad("sequences cover ", next, " of ", rows, " rows");
@@ -183,45 +187,136 @@ class Transformer : public Model {
     if (!std::is_sorted(row_of_.begin(), row_of_.end())) slots_.row_of = row_of_.data();
   }
 
-  // Per row: position, pages and rotation; per thread: its share of the attention.
-  void Prepare(const StepPlan& plan, const KvCache& cache) {
-    page_bases_.clear();
-    for (const StepSequence& s : plan.sequences) {
-      for (int i = 0; i < KvCache::PagesFor(s.first_position + s.rows); ++i) {
-        page_bases_.push_back(cache.Head((*s.pages)[static_cast<size_t>(i)].wide, 0, 0));
+  // Every form in which a row sees a page is there, or can be made.
+  static absl::Status CheckPages(const StepSequence& sequence, const KvCache& cache) {
+    const bool narrows = cache.shape().NarrowBytes() > 0;
+    const int32_t last = sequence.first_position + sequence.rows - 1;
+    for (int i = 0; i <= last / kKvPageTokens; ++i) {
+      const KvPage& page = (*sequence.pages)[static_cast<size_t>(i)];
+      const bool narrow = narrows && SeesNarrow(last, i);
+      if (narrow && !cache.narrow().Valid(page.narrow)) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("step plan: narrow block ", page.narrow, " of page ", i));
+      }
+      const bool wide = !narrows || !SeesNarrow(sequence.first_position, i) ||
+                        !cache.NarrowMade(page);
+      if (wide && !cache.wide().Valid(page.wide)) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("step plan: block ", page.wide, " of page ", i));
       }
     }
-    items_.clear();
-    std::vector<double>& cost = item_cost_;
-    cost.assign(1, 0.0);
+    return absl::OkStatus();
+  }
+
+  // Per row: position, pages and rotation; per thread: its share of the attention.
+  void Prepare(const StepPlan& plan, KvCache& cache) {
+    pages_.clear();
+    for (const StepSequence& s : plan.sequences) {
+      for (int i = 0; i < KvCache::PagesFor(s.first_position + s.rows); ++i) {
+        pages_.push_back(cache.View((*s.pages)[static_cast<size_t>(i)]));
+      }
+    }
     size_t base = 0;
     const size_t half = rope_frequencies_.size();
     for (const StepSequence& s : plan.sequences) {
       for (int r = 0; r < s.rows; ++r) {
         const size_t row = static_cast<size_t>(s.first_row + r);
         const int position = s.first_position + r;
-        context_[row] = {page_bases_.data() + base, position};
+        context_[row] = {pages_.data() + base, position};
         for (size_t i = 0; i < half; ++i) {
           const double angle = static_cast<double>(position) * rope_frequencies_[i];
           cosine_[row * half + i] = static_cast<float>(std::cos(angle));
           sine_[row * half + i] = static_cast<float>(std::sin(angle));
         }
       }
-      for (int r = 0; r < s.rows; r += kAttentionRows) {
-        const int n = std::min(kAttentionRows, s.rows - r);
-        for (int head = 0; head < config_.heads; ++head) {
-          items_.push_back({s.first_row + r, n, head});
-          cost.push_back(cost.back() + n * (s.first_position + r + 0.5 * n + kKvPageTokens));
+      base += static_cast<size_t>(KvCache::PagesFor(s.first_position + s.rows));
+    }
+    PlanStores(plan, cache);
+    PlanAttention(plan);
+  }
+
+  // Which rows and narrow blocks are to be written, page by page.
+  void PlanStores(const StepPlan& plan, KvCache& cache) {
+    stores_.clear();
+    const bool rows_too = cache.shape().Layout(0).NeedsStore();
+    const bool narrows = cache.shape().NarrowBytes() > 0;
+    if (!rows_too && !narrows) return;
+    for (const StepSequence& s : plan.sequences) {
+      const int end = s.first_position + s.rows;
+      for (int i = 0; i < KvCache::PagesFor(end); ++i) {
+        const KvPage& page = (*s.pages)[static_cast<size_t>(i)];
+        StoreKvItem item;
+        item.page = cache.View(page);
+        const int first = std::max(s.first_position, i * kKvPageTokens);
+        item.rows = rows_too ? std::max(0, std::min(end, (i + 1) * kKvPageTokens) - first) : 0;
+        item.first_row = s.first_row + first - s.first_position;
+        item.first_slot = first % kKvPageTokens;
+        // Marked at once: another sequence that shares the block need not make it again.
+        item.make_narrow = narrows && SeesNarrow(end - 1, i) && !cache.NarrowMade(page);
+        if (item.make_narrow) cache.SetNarrowMade(page);
+        if (item.rows > 0 || item.make_narrow) stores_.push_back(item);
+      }
+    }
+  }
+
+  // Divides attention into items of about equal cost. A result does not depend on the division.
+  void PlanAttention(const StepPlan& plan) {
+    items_.clear();
+    merges_.clear();
+    const int group = config_.heads / config_.kv_heads;
+    const int run = std::max(1, kAttentionQueries / group);
+    const auto cost_of = [](int queries, int keys) {
+      return static_cast<double>(queries) * (keys + kKvPageTokens);
+    };
+    double total = 0;
+    for (const StepSequence& s : plan.sequences) {
+      total += cost_of(s.rows * config_.heads, s.first_position + s.rows / 2);
+    }
+    const double piece = total / (kAttentionPieces * pool_.size());
+    const size_t partial_floats = static_cast<size_t>(AttentionPartialFloats(config_.head_dim));
+    size_t slots = 0;
+    item_cost_.assign(1, 0.0);
+    const auto add = [&](const AttentionItem& item, int keys) {
+      items_.push_back(item);
+      item_cost_.push_back(item_cost_.back() + cost_of(item.rows * item.heads, keys));
+    };
+    for (const StepSequence& s : plan.sequences) {
+      for (int r = 0, rows = 0; r < s.rows; r += rows) {
+        const int position = s.first_position + r;
+        // All rows of an item lie in one page: they see the same pages narrow.
+        rows = std::min({run, s.rows - r, kKvPageTokens - position % kKvPageTokens});
+        const int keys = position + rows;
+        const int chunks = (keys + kAttentionChunk - 1) / kAttentionChunk;
+        const size_t wanted = static_cast<size_t>(rows * group * chunks);
+        for (int head = 0; head < config_.heads; head += group) {
+          AttentionItem item{s.first_row + r, rows, head, group, 0, chunks, -1};
+          if (chunks == 1 || cost_of(rows * group, keys) <= piece ||
+              (slots + wanted) * partial_floats > kMaxPartialFloats) {
+            add(item, keys);
+            continue;
+          }
+          item.partial = static_cast<int32_t>(slots);
+          slots += wanted;
+          merges_.push_back(item);
+          for (int chunk = 0; chunk < chunks; ++chunk) {
+            item.chunk_begin = chunk;
+            item.chunk_end = chunk + 1;
+            add(item, std::min(kAttentionChunk, keys - chunk * kAttentionChunk));
+          }
         }
       }
-      base += static_cast<size_t>(KvCache::PagesFor(s.first_position + s.rows));
+    }
+    if (partials_of_chunks_.size() < slots * partial_floats) {
+      partials_of_chunks_.resize(slots * partial_floats);
     }
     share_.assign(static_cast<size_t>(pool_.size()) + 1, static_cast<int>(items_.size()));
     share_[0] = 0;
     for (int t = 1; t < pool_.size(); ++t) {
-      const double until = cost.back() * t / pool_.size();
-      share_[static_cast<size_t>(t)] =
-          static_cast<int>(std::lower_bound(cost.begin(), cost.end(), until) - cost.begin());
+      const double until = item_cost_.back() * t / pool_.size();
+      // The boundary nearest to the thread's share.
+      const auto at = std::lower_bound(item_cost_.begin(), item_cost_.end(), until);
+      const bool before = at != item_cost_.begin() && until - *(at - 1) < *at - until;
+      share_[static_cast<size_t>(t)] = static_cast<int>(at - item_cost_.begin()) - (before ? 1 : 0);
     }
   }
 
@@ -266,14 +361,9 @@ class Transformer : public Model {
       }
       pool_.Barrier();
     }
-    KvLayout layout;
-    layout.f32 = kv.format == KvFormat::kF32;
-    layout.head_dim = kv.head_dim;
-    layout.kv_heads = kv.kv_heads;
-    layout.head_bytes = kv.HeadBytes();
     for (size_t l = 0; l < weights_->layers.size(); ++l) {
       const LayerWeights& layer = weights_->layers[l];
-      layout.layer_offset = 2 * kv.HeadBytes() * static_cast<size_t>(kv.kv_heads) * l;
+      const KvLayout layout = kv.Layout(static_cast<int>(l));
 
       InputForms forms;
       for (const PackedMatrix* w : {&layer.q, &layer.k, &layer.v}) forms.Add(*w, format);
@@ -288,20 +378,33 @@ class Transformer : public Model {
       qkv.cosine = cosine_.data();
       qkv.sine = sine_.data();
       qkv.rope_dim = config_.rope_dim;
+      qkv.kv_rows = kv_rows_.data();
       qkv.kv = layout;
       pool_.ForEach(layer.q.Panels() + layer.k.Panels() + layer.v.Panels(), thread,
                     [&](int begin, int end) { kernels_.qkv_rope_append(qkv, begin, end); });
+
+      if (!stores_.empty()) {
+        const StoreKvArgs store{kv_rows_.data(), stores_.data(), layout};
+        Panels(static_cast<int>(stores_.size()) * config_.kv_heads, thread,
+               [&](int begin, int end) { kernels_.store_kv(store, begin, end); });
+      }
 
       PagedAttentionArgs attention;
       attention.q = q_.data();
       attention.out = attention_.data();
       attention.context = context_.data();
       attention.items = items_.data();
+      attention.partials = partials_of_chunks_.data();
       attention.heads = config_.heads;
       attention.kv = layout;
       kernels_.paged_attention(attention, share_[static_cast<size_t>(thread)],
                                share_[static_cast<size_t>(thread) + 1]);
       pool_.Barrier();
+      if (!merges_.empty()) {
+        attention.items = merges_.data();
+        Panels(static_cast<int>(merges_.size()), thread,
+               [&](int begin, int end) { kernels_.merge_attention(attention, begin, end); });
+      }
 
       forms = {};
       forms.Add(layer.o, format);
@@ -405,9 +508,13 @@ class Transformer : public Model {
   std::vector<int32_t> row_of_, narrow_rows_;
   std::vector<float> x_, q_, attention_;
   std::vector<float> cosine_, sine_;
-  std::vector<std::byte*> page_bases_;
+  std::vector<float> kv_rows_;     // K and V of a step that go through StoreKv
+  std::vector<KvPageView> pages_;  // of all sequences
   std::vector<RowContext> context_;
+  std::vector<StoreKvItem> stores_;
   std::vector<AttentionItem> items_;
+  std::vector<AttentionItem> merges_;      // whose partial results are to be merged
+  std::vector<float> partials_of_chunks_;  // of attention
   std::vector<double> item_cost_;
   std::vector<int> share_;  // of items_, by thread
   ActivationBuffer shared_, ffn_;

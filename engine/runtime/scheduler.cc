@@ -367,6 +367,12 @@ EngineStats Scheduler::Stats() const {
   stats.kv_bytes_cached = index_.evictable_bytes();
   stats.kv_bytes_used = cache_->used_bytes() - stats.kv_bytes_cached;
   stats.prefix_evictions = index_.evictions();
+  const KvShape& shape = cache_->shape();
+  for (const auto& [precision, pool] : {std::pair(shape.WidePrecision(), &cache_->wide()),
+                                        std::pair(shape.NarrowPrecision(), &cache_->narrow())}) {
+    if (pool->block_bytes() == 0) continue;
+    stats.kv_blocks.push_back({precision, pool->used(), pool->used_bytes()});
+  }
   return stats;
 }
 

@@ -106,7 +106,13 @@ class EngineCollectable : public prometheus::Collectable {
                {{"state", "cached"}, {"precision", precision_}});
     list.Gauge(kPages, kPagesHelp, stats.kv_pages - stats.kv_pages_used - stats.kv_pages_cached,
                {{"state", "free"}, {"precision", precision_}});
-    list.Gauge("cogumi_kv_bytes", "Bytes of the KV cache's pages.", number(stats.kv_bytes));
+    list.Gauge("cogumi_kv_bytes", "Budget of the KV cache in bytes.", number(stats.kv_bytes));
+    for (const KvUsage& held : stats.kv_blocks) {
+      list.Gauge("cogumi_kv_bytes_used", "Bytes of the KV cache's blocks by precision.",
+                 number(held.bytes), {{"precision", held.precision}});
+      list.Gauge("cogumi_kv_blocks_used", "Blocks of 64 tokens by precision.", held.blocks,
+                 {{"precision", held.precision}});
+    }
     list.Counter("vllm:prefix_cache_queries_total",
                  "Prompt tokens that were looked for in the prefix cache.",
                  number(stats.prefix_queries));

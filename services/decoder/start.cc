@@ -75,7 +75,8 @@ void DeclareDecoderOptions(OptionSet& set, DecoderConfig* config) {
               "Instruction-set tier; empty: the best of this machine.")
       .Choice("activations", &config->activations, {"mixed", "exact", "fast", "f32"},
               "16 bits but for long prompts (mixed), everywhere (exact), 8 (fast); f32: the ruler.")
-      .Choice("kv_format", &config->kv_format, {"f16", "f32"}, "Format of the KV cache.")
+      .Choice("kv_format", &config->kv_format, {"f16", "f32", "int8", "int4", "k8v4"},
+              "Format of the KV cache; the last two keep the newest tokens and the first in int8.")
       .Int("context_length", &engine.context_length, Low(kContextLengthRange),
            High(kContextLengthRange),
            "Tokens of prompt and answer; 0: the model's own.")
@@ -111,7 +112,7 @@ absl::StatusOr<std::unique_ptr<RunningService>> StartDecoder(const DecoderConfig
   EngineOptions options = config.engine;
   if (options.model_path.empty()) options.model_path = DefaultModelPath();
   options.activations = ActivationFormatOf(config.activations);
-  options.kv_format = config.kv_format == "f32" ? KvFormat::kF32 : KvFormat::kF16;
+  options.kv_format = KvFormatOf(config.kv_format);
   auto decoder = std::make_unique<RunningDecoder>();
   RETURN_IF_ERROR(decoder->Start(config, options));
   return decoder;

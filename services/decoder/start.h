@@ -17,7 +17,7 @@ struct DecoderConfig {
   ServerOptions server;
   EngineOptions engine;
   std::string activations = "mixed";  // mixed | exact | fast | f32
-  std::string kv_format = "f16";      // f16 | f32
+  std::string kv_format = "f16";      // f16 | f32 | int8 | int4 | k8v4
 };
 
 // The section "decoder". `config` outlives the set.

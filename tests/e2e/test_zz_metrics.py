@@ -20,7 +20,8 @@ BY_CHANCE = {"cogumi_engine_requests_deadline_exceeded_total",
              "cogumi_gateway_decoder_retries_total"}
 # States of the moment: they are read above where they matter, and rest at 0.
 GAUGES = {"vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc",
-          "cogumi_http_connections", "cogumi_gateway_streams", "cogumi_modifier_watchers"}
+          "cogumi_kv_bytes_used", "cogumi_kv_blocks_used", "cogumi_http_connections",
+          "cogumi_gateway_streams", "cogumi_modifier_watchers"}
 
 
 # Families in which each of these series has to have moved, not just one of them.

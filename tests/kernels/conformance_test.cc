@@ -380,23 +380,21 @@ constexpr AttentionShape kAttentionShapes[] = {
 // A page pool for one layer in the middle of three.
 struct Pages {
   Pages(const AttentionShape& shape, int tokens) {
-    layout.f32 = shape.f32;
+    layout.wide = shape.f32 ? KvWide::kF32 : KvWide::kF16;
     layout.head_dim = shape.head_dim;
     layout.kv_heads = shape.kv_heads;
-    layout.head_bytes = static_cast<size_t>(64 * shape.head_dim * (shape.f32 ? 4 : 2));
-    const size_t layer = 2 * layout.head_bytes * static_cast<size_t>(shape.kv_heads);
-    layout.layer_offset = layer;
-    const size_t page = 3 * layer;
+    layout.layer = 1;
+    const size_t page = 3 * layout.WideHeadBytes() * static_cast<size_t>(shape.kv_heads);
     const int count = (tokens + 63) / 64;
     // NaN everywhere: what is not written must not be read into a result.
     memory.assign(page * static_cast<size_t>(count), std::byte{0xFF});
     for (int i = 0; i < count; ++i) {
-      pages.push_back(memory.data() + page * static_cast<size_t>(count - 1 - i));
+      pages.push_back({memory.data() + page * static_cast<size_t>(count - 1 - i), nullptr});
     }
   }
   KvLayout layout;
   std::vector<std::byte> memory;
-  std::vector<std::byte*> pages;
+  std::vector<KvPageView> pages;
 };
 
 void FillRotation(int rows, const RowContext* context, int half, std::vector<float>* cosine,
@@ -454,7 +452,7 @@ TEST_P(KernelConformance, QkvRopeAppendMatchesReference) {
       q[k].assign(static_cast<size_t>(rows * q_rows), -1.0f);
       QkvRopeAppendArgs args{&wq.packed,  &wk.packed,     &wv.packed,     &input.buffer.view,
                              rows,        q[k].data(),    context.data(), cosine.data(),
-                             sine.data(), shape.rope_dim, pages[k].layout};
+                             sine.data(), shape.rope_dim, nullptr,        pages[k].layout};
       const int panels = wq.packed.Panels() + wk.packed.Panels() + wv.packed.Panels();
       (k == 0 ? kernels() : ReferenceKernels()).qkv_rope_append(args, 0, panels);
     }
@@ -479,98 +477,6 @@ TEST_P(KernelConformance, QkvRopeAppendMatchesReference) {
       ++differing;
     }
     EXPECT_EQ(differing, static_cast<size_t>(2 * rows * kv_rows));
-  }
-}
-
-void WriteKv(const Pages& pages, int position, int head, bool is_v, int d, float value) {
-  std::byte* base = pages.pages[static_cast<size_t>(position / 64)] + pages.layout.layer_offset +
-                    static_cast<size_t>(2 * head + is_v) * pages.layout.head_bytes;
-  const int slot = position % 64;
-  const int index = is_v ? slot * pages.layout.head_dim + d : d * 64 + slot;
-  if (pages.layout.f32) {
-    std::memcpy(base + 4 * index, &value, 4);
-  } else {
-    const uint16_t half = FloatToHalf(value);
-    std::memcpy(base + 2 * index, &half, 2);
-  }
-}
-
-TEST_P(KernelConformance, PagedAttentionMatchesReferenceAtEveryDepth) {
-  for (const AttentionShape& shape : kAttentionShapes) {
-    for (const int last : {0, 1, 5, 63, 64, 65, 254, 255, 256, 300, 700}) {
-      Pages pages(shape, last + 1);
-      std::normal_distribution<float> normal;
-      for (int p = 0; p <= last; ++p) {
-        for (int h = 0; h < shape.kv_heads; ++h) {
-          for (int d = 0; d < shape.head_dim; ++d) {
-            WriteKv(pages, p, h, false, d, normal(random_));
-            WriteKv(pages, p, h, true, d, normal(random_));
-          }
-        }
-      }
-      const int rows = std::min(last + 1, 21);
-      std::vector<RowContext> context;
-      for (int r = 0; r < rows; ++r) {
-        context.push_back({pages.pages.data(), last - rows + 1 + r});
-      }
-      const int width = shape.heads * shape.head_dim;
-      const std::vector<float> q = RandomFloats(static_cast<size_t>(rows * width), random_, 0.3f);
-      std::vector<AttentionItem> items;
-      for (int r = 0; r < rows; r += 16) {
-        for (int h = 0; h < shape.heads; ++h) items.push_back({r, std::min(16, rows - r), h});
-      }
-      std::vector<float> got(q.size()), want(q.size());
-      PagedAttentionArgs args{q.data(),     want.data(), context.data(),
-                              items.data(), shape.heads, pages.layout};
-      ReferenceKernels().paged_attention(args, 0, static_cast<int>(items.size()));
-      args.out = got.data();
-      kernels().paged_attention(args, 0, static_cast<int>(items.size()));
-      for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], want[i], 3e-5f) << last;
-      // The same bits one query at a time.
-      std::vector<float> alone(q.size());
-      args.out = alone.data();
-      for (int r = 0; r < rows; ++r) {
-        for (int h = 0; h < shape.heads; ++h) {
-          const AttentionItem one{r, 1, h};
-          args.items = &one;
-          kernels().paged_attention(args, 0, 1);
-        }
-      }
-      ASSERT_EQ(0, std::memcmp(alone.data(), got.data(), got.size() * sizeof(float))) << last;
-    }
-  }
-}
-
-TEST_P(KernelConformance, AttentionOverAKeyOrValueThatIsNotFiniteIsNotFinite) {
-  const AttentionShape shape = {4, 2, 16, 16, false};
-  for (const int bad : {0, 70, 299}) {
-    for (const bool is_v : {false, true}) {
-      for (const float value :
-           {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
-        Pages pages(shape, 300);
-        for (int p = 0; p < 300; ++p) {
-          for (int h = 0; h < shape.kv_heads; ++h) {
-            for (int d = 0; d < shape.head_dim; ++d) {
-              WriteKv(pages, p, h, false, d, 0.1f);
-              WriteKv(pages, p, h, true, d, 0.1f);
-            }
-          }
-        }
-        WriteKv(pages, bad, 0, is_v, 3, value);
-        const RowContext context{pages.pages.data(), 299};
-        const std::vector<float> q(64, 0.3f);
-        std::vector<float> out(64);
-        const AttentionItem items[] = {{0, 1, 0}, {0, 1, 1}, {0, 1, 2}, {0, 1, 3}};
-        const PagedAttentionArgs args{q.data(), out.data(), &context, items, 4, pages.layout};
-        kernels().paged_attention(args, 0, 4);
-        for (int i = 0; i < 64; ++i) {
-          // Heads 0 and 1 share the broken KV head; of V only one dimension is broken.
-          const bool broken = i < 32 && (!is_v || i % 16 == 3);
-          ASSERT_EQ(std::isfinite(out[static_cast<size_t>(i)]), !broken)
-              << "position " << bad << (is_v ? " V " : " K ") << value << " output " << i;
-        }
-      }
-    }
   }
 }
 

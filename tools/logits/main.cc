@@ -75,6 +75,7 @@ class SequenceRunner {
       plan.logit_rows.push_back(row);
     }
     RETURN_IF_ERROR(model_.Forward(plan, cache_));
+    cache_.Commit(kv, kv.length);
     const size_t vocabulary = static_cast<size_t>(model_.config().vocabulary_size);
     for (size_t i = 0; i < plan.logit_rows.size(); ++i) {
       const float* logits = model_.Logits(static_cast<int32_t>(i));
@@ -105,9 +106,11 @@ absl::Status WriteLogits(const LogitsOptions& options) {
     rows += count - sequence.logits_from;
   }
   const KvShape shape = model->kv_shape();
-  ASSIGN_OR_RETURN(
-      const std::unique_ptr<KvCache> cache,
-      KvCache::Create(shape, static_cast<int64_t>(shape.WideBytes()) * KvCache::PagesFor(longest)));
+  // Both forms of every page, as a step of the whole sequence needs them.
+  ASSIGN_OR_RETURN(const std::unique_ptr<KvCache> cache,
+                   KvCache::Create(shape, static_cast<int64_t>(shape.WideBytes() +
+                                                               shape.NarrowBytes()) *
+                                              KvCache::PagesFor(longest)));
   std::cout << "{\"kernels\": \"" << model->kernel_configuration()
             << "\", \"vocabulary\": " << config.vocabulary_size << ", \"rows\": " << rows
             << ", \"threads\": " << pool.size() << ", \"chunk\": " << options.chunk << "}"
@@ -121,8 +124,8 @@ absl::Status WriteLogits(const LogitsOptions& options) {
 int Main(int argc, char** argv) {
   std::map<std::string, ActivationFormat> activations;
   for (const auto& known : kActivationFormats) activations[known.name] = known.format;
-  const std::map<std::string, KvFormat> kv_formats = {{"f16", KvFormat::kF16},
-                                                      {"f32", KvFormat::kF32}};
+  std::map<std::string, KvFormat> kv_formats;
+  for (const auto& known : kKvFormats) kv_formats[known.name] = known.format;
   LogitsOptions options;
   CLI::App app("Raw float32 logits of token sequences read from standard input.", "cogumi-logits");
   app.add_option("model", options.model_path, "GGUF file")->required();
@@ -130,7 +133,7 @@ int Main(int argc, char** argv) {
                  "reference, avx2, avx512vnni; none: the best of this machine");
   app.add_option("--activations", options.model.activations, "mixed, exact, fast, f32")
       ->transform(CLI::CheckedTransformer(activations));
-  app.add_option("--kv", options.model.kv_format, "f16, f32")
+  app.add_option("--kv", options.model.kv_format, "f16, f32, int8, int4, k8v4")
       ->transform(CLI::CheckedTransformer(kv_formats));
   app.add_option("--threads", options.threads, "0: one per core")->check(CLI::Range(0, 1024));
   app.add_option("--chunk", options.chunk, "prompt tokens in a step, at most")

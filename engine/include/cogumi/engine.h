@@ -41,16 +41,25 @@ struct GenerationRequest {
 
 using RequestHandle = uint64_t;
 
+// Blocks of the KV cache in one precision, for example "int8" or "int4", that hold something.
+struct KvUsage {
+  std::string precision;
+  int32_t blocks = 0;
+  int64_t bytes = 0;
+};
+
 // A consistent snapshot of the gauges and counters; counters only grow.
 struct EngineStats {
   int32_t running = 0;
   int32_t queued = 0;
+  // Pages in the precision of new tokens.
   int32_t kv_pages = 0;
   int32_t kv_pages_used = 0;    // by sequences
   int32_t kv_pages_cached = 0;  // only remembered: free when somebody needs them
-  int64_t kv_bytes = 0;
+  int64_t kv_bytes = 0;         // the budget
   int64_t kv_bytes_used = 0;
   int64_t kv_bytes_cached = 0;
+  std::vector<KvUsage> kv_blocks;  // used and remembered ones, by precision
   uint64_t steps = 0;
   uint64_t step_rows = 0;
   uint64_t prompt_tokens = 0;  // computed for the first time, or found in the prefix cache

@@ -49,7 +49,39 @@ constexpr ActivationFormat ActivationFormatOf(std::string_view name) {
   return ActivationFormat::kMixed;
 }
 
-enum class KvFormat { kF16, kF32 };
+// Of keys and values. The last three keep the first page and a window of 64-127 tokens in 8 bits.
+enum class KvFormat {
+  kF16,
+  kF32,
+  kInt8,  // 8 bits, a scale per token and head
+  kInt4,  // older pages: 4 bits, K per channel, V rotated and per token
+  kK8V4,  // older pages: K 8 bits per channel, V as kInt4
+};
+
+// What options and kernel configurations call them.
+inline constexpr struct {
+  const char* name;
+  KvFormat format;
+} kKvFormats[] = {{"f16", KvFormat::kF16},
+                  {"f32", KvFormat::kF32},
+                  {"int8", KvFormat::kInt8},
+                  {"int4", KvFormat::kInt4},
+                  {"k8v4", KvFormat::kK8V4}};
+
+constexpr const char* NameOf(KvFormat format) {
+  for (const auto& known : kKvFormats) {
+    if (known.format == format) return known.name;
+  }
+  return "";
+}
+
+// Of a name that was checked before; f16 for any other.
+constexpr KvFormat KvFormatOf(std::string_view name) {
+  for (const auto& known : kKvFormats) {
+    if (known.name == name) return known.format;
+  }
+  return KvFormat::kF16;
+}
 
 // What the numbers below may be; the engine refuses others, and flags have the same ranges.
 struct IntegerRange {

@@ -575,6 +575,9 @@ TEST_F(DecoderTest, MetricsMove) {
         "vllm:e2e_request_latency_seconds_count{model_name=\"fake\"} 1",
         "cogumi_queue_wait_seconds_count{model_name=\"fake\"} 1",
         "cogumi_kv_pages{state=\"free\",precision=\"f16\",model_name=\"fake\"} 64",
+        "cogumi_kv_bytes_used{precision=\"int8\",model_name=\"fake\"} 49152",
+        "cogumi_kv_bytes_used{precision=\"int4\",model_name=\"fake\"} 40960",
+        "cogumi_kv_blocks_used{precision=\"int4\",model_name=\"fake\"} 5",
         "cogumi_engine_healthy{model_name=\"fake\"} 1",
         "cogumi_rpc_calls_total{code=\"OK\",method=\"Generate\",service=\"decoder\"} 1"}) {
     EXPECT_THAT(text, HasSubstr(expected));

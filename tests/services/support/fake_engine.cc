@@ -58,6 +58,7 @@ FakeEngine::FakeEngine(FakeEngineOptions options) : options_(std::move(options))
   configuration_.kernel_configuration = "fake/f32/kv-f16";
   stats_.kv_pages = 64;
   stats_.kv_bytes = 1 << 20;
+  stats_.kv_blocks = {{"int8", 3, 3 << 14}, {"int4", 5, 5 << 13}};
   if (options_.automatic) thread_ = std::thread([this] { Loop(); });
 }
 

@@ -17,6 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests" / "support")]
 import engine_tools  # noqa: E402
 import exactness_engine as engine  # noqa: E402
+import exactness_kv as kv  # noqa: E402
 import exactness_metrics as metrics  # noqa: E402
 import exactness_ruler  # noqa: E402
 import exactness_run as exactness  # noqa: E402
@@ -69,6 +70,38 @@ def test_default_kernels_stay_within_the_bounds(model, ruler, window):
         assert result.summary.same_top >= {"prefill": 0.95, "decode": 0.985}[result.phase]
         assert result.summary.perplexity == pytest.approx(result.summary.perplexity_exact, rel=0.01)
     assert evaluation.golden[0].positions > 100
+
+
+class UniformRuler:
+    """Stands in where only the comparison against fp16 counts."""
+
+    def window(self, number, ids, scored_from):
+        rows = len(ids) - scored_from
+        return np.full((rows, 49152), -np.log(49152), dtype=np.float32)
+
+
+def test_kv_formats_stay_within_their_bounds(model, ruler):
+    windows = text.windows(ruler.text_ids(), 2, kv.WINDOW)
+    evaluation = kv.KvEvaluation(BINARY, model, UniformRuler(), windows)
+    evaluation.run(["int8", "int4", "k8v4"], lambda result: None)
+    assert evaluation.failures == []
+    losses = [r.summary.kl_mean for r in evaluation.results if r.against == "f16"]
+    assert 0 < losses[0] < losses[2] < losses[1]  # the cheaper, the further away
+    assert [r.kernels.rsplit("/", 1)[1] for r in evaluation.results] == [
+        name for name in ("kv-int8", "kv-int4", "kv-k8v4") for _ in range(2)]
+
+
+def test_kv_results_beyond_a_bound_are_failures():
+    good = metrics.Summary(512, 0.0001, 0.001, 0.99, 20.0, 20.01, 0.1)
+    for change, what in (({"kl_mean": 0.00021}, "mean KL"), ({"kl_mean": float("nan")}, "mean KL"),
+                         ({"same_top": 0.97}, "same top"), ({"perplexity": 20.2}, "perplexity")):
+        summary = dataclasses.replace(good, **change)
+        found = kv.failures(kv.Result("k", "f16", 1, summary), "int8")
+        assert len(found) == 1 and what in found[0]
+    assert kv.failures(kv.Result("k", "f16", 1, good), "int8") == []
+    assert kv.parse_formats("fp16,int8") == ["f16", "int8"]
+    with pytest.raises(ValueError, match="no format 'int3'"):
+        kv.parse_formats("int3")
 
 
 def test_another_rope_base_turns_it_red(model, window, monkeypatch):

@@ -1,5 +1,6 @@
 #include "engine/memory/kv_cache.h"
 
+#include <algorithm>
 #include <cstring>
 #include <random>
 #include <set>
@@ -25,11 +26,11 @@ std::unique_ptr<KvCache> MakeCache(int pages) {
 uint32_t* Slot(const KvCache& cache, const KvSequence& sequence, int32_t position) {
   const KvPage& page = sequence.pages[static_cast<size_t>(position / kKvPageTokens)];
   std::byte* head = cache.Head(page.wide, 1, 1);
-  return reinterpret_cast<uint32_t*>(head + kShape.HeadBytes()) + position % kKvPageTokens;
+  return reinterpret_cast<uint32_t*>(head + kShape.Layout(0).WideV()) + position % kKvPageTokens;
 }
 
 TEST(KvCache, ShapeCountsBytes) {
-  EXPECT_EQ(kShape.HeadBytes(), 4u * 64 * 4);
+  EXPECT_EQ(kShape.Layout(0).WideV(), 4u * 64 * 4);
   EXPECT_EQ(kShape.WideBytes(), 2u * 2 * 2 * 4 * 64 * 4);
   EXPECT_EQ((KvShape{2, 2, 4, KvFormat::kF16}).WideBytes(), kShape.WideBytes() / 2);
 }
@@ -58,7 +59,7 @@ TEST(KvCache, HeadsOfAPageDoNotOverlap) {
   std::byte* expected = cache->Head(0, 0, 0);
   for (std::byte* start : starts) {
     EXPECT_EQ(start, expected);
-    expected += 2 * kShape.HeadBytes();
+    expected += kShape.Layout(0).WideHeadBytes();
   }
 }
 
@@ -168,6 +169,151 @@ TEST(KvCache, NeedsAndReachAgreeWithExtend) {
   EXPECT_EQ(cache->LongestSequence(), 192);
   cache->Release(first);
   cache->Release(second);
+}
+
+// With narrow pages: 2 layers, one head of 64 dimensions, K and V in 4 bits.
+constexpr KvShape kNarrowShape{2, 1, 64, KvFormat::kInt4};
+constexpr int64_t kWide = 2 * (2 * 64 * 64 + 2 * 64 * 4);
+constexpr int64_t kNarrow = 2 * (2 * 32 * 64 + 4 * 64 + 4 * 64);
+
+std::unique_ptr<KvCache> MakeNarrowCache(int64_t budget) {
+  auto cache = KvCache::Create(kNarrowShape, budget);
+  EXPECT_TRUE(cache.ok()) << cache.status();
+  return *std::move(cache);
+}
+
+// What a step's model does with the narrow blocks that its rows see.
+void MakeNarrows(KvCache& cache, const KvSequence& sequence) {
+  for (size_t j = 1; j < sequence.pages.size(); ++j) {
+    if (sequence.pages[j].narrow != kNoBlock) cache.SetNarrowMade(sequence.pages[j]);
+  }
+}
+
+// Wide and narrow blocks by page, for example "W WN N": '-' where there is neither.
+std::string Forms(const KvSequence& sequence) {
+  std::string forms;
+  for (const KvPage& page : sequence.pages) {
+    if (!forms.empty()) forms += ' ';
+    if (page.wide != kNoBlock) forms += 'W';
+    if (page.narrow != kNoBlock) forms += 'N';
+  }
+  return forms;
+}
+
+TEST(KvCacheNarrow, ABlockOfFourBitsIsAsSmallAsPromised) {
+  EXPECT_EQ(static_cast<int64_t>(kNarrowShape.WideBytes()), kWide);
+  EXPECT_EQ(static_cast<int64_t>(kNarrowShape.NarrowBytes()), kNarrow);
+  // The default model: 30 layers, 3 KV heads.
+  const KvShape shape{30, 3, 64, KvFormat::kInt4};
+  EXPECT_LE(shape.NarrowBytes(), 6500u * 64);
+  EXPECT_EQ((KvShape{30, 3, 64, KvFormat::kF16}).NarrowBytes(), 0u);
+}
+
+TEST(KvCacheNarrow, AStepHoldsBothFormsAndCommitKeepsTheFirstPageAndTheWindow) {
+  const auto cache = MakeNarrowCache(100 * kWide);
+  KvSequence sequence;
+  ASSERT_TRUE(cache->Extend(sequence, 192).ok());
+  EXPECT_EQ(Forms(sequence), "W W W");
+  ASSERT_TRUE(cache->Extend(sequence, 193).ok());
+  EXPECT_EQ(Forms(sequence), "W WN W W");
+  cache->Commit(sequence, 193);  // not made yet
+  EXPECT_EQ(Forms(sequence), "W WN W W");
+  MakeNarrows(*cache, sequence);
+  cache->Commit(sequence, 193);
+  EXPECT_EQ(Forms(sequence), "W N W W");
+  EXPECT_EQ(cache->used_bytes(), 3 * kWide + kNarrow);
+  // A prompt's step of several pages.
+  ASSERT_TRUE(cache->Extend(sequence, 449).ok());
+  EXPECT_EQ(Forms(sequence), "W N WN WN WN WN W W");
+  MakeNarrows(*cache, sequence);
+  cache->Commit(sequence, 449);
+  EXPECT_EQ(Forms(sequence), "W N N N N N W W");
+  cache->Release(sequence);
+  EXPECT_EQ(cache->used_bytes(), 0);
+}
+
+TEST(KvCacheNarrow, RejectedDraftsTakeTheirNarrowBlocksWithThem) {
+  const auto cache = MakeNarrowCache(100 * kWide);
+  KvSequence sequence;
+  ASSERT_TRUE(cache->Extend(sequence, 190).ok());
+  cache->Commit(sequence, 190);
+  ASSERT_TRUE(cache->Extend(sequence, 195).ok());
+  MakeNarrows(*cache, sequence);
+  EXPECT_EQ(Forms(sequence), "W WN W W");
+  cache->Truncate(sequence, 191);
+  cache->Commit(sequence, 191);
+  EXPECT_EQ(Forms(sequence), "W W W");
+}
+
+TEST(KvCacheNarrow, ResumesWhereTheWindowIsWide) {
+  const auto cache = MakeNarrowCache(100 * kWide);
+  KvSequence sequence;
+  ASSERT_TRUE(cache->Extend(sequence, 400).ok());  // pages 0..6
+  MakeNarrows(*cache, sequence);
+  const auto resumes = [&](const KvSequence& from, int32_t length) {
+    return KvCache::CanResume(from.pages, length, KvFormat::kInt4);
+  };
+  for (const int32_t length : {1, 64, 130, 250, 384, 400}) EXPECT_TRUE(resumes(sequence, length));
+  KvSequence before = cache->Share(sequence, 320);
+  cache->Commit(sequence, 400);
+  EXPECT_EQ(Forms(sequence), "W N N N N W W");
+  EXPECT_TRUE(resumes(sequence, 400));
+  EXPECT_TRUE(resumes(sequence, 384));
+  EXPECT_FALSE(resumes(sequence, 383));  // page 4 must be wide
+  EXPECT_FALSE(resumes(sequence, 100));
+  EXPECT_TRUE(resumes(sequence, 64));
+  EXPECT_TRUE(resumes(before, 320));
+  EXPECT_TRUE(resumes(before, 200));
+  EXPECT_FALSE(KvCache::CanResume(sequence.pages, 400, KvFormat::kF16));
+  ASSERT_TRUE(cache->Extend(before, 321).ok());
+  EXPECT_EQ(Forms(before), "W WN WN WN WN W");  // page 4 was narrow there already
+  cache->Release(sequence);
+  cache->Release(before);
+  EXPECT_EQ(cache->used_bytes(), 0);
+}
+
+TEST(KvCacheNarrow, BytesForIsThePeakOfGrowingTokenByToken) {
+  const auto cache = MakeNarrowCache(100 * kWide);
+  KvSequence sequence;
+  int64_t peak = 0;
+  for (int32_t length = 1; length <= 700; ++length) {
+    const int64_t needed = cache->BytesNeeded(sequence, length);
+    const int64_t before = cache->used_bytes();
+    ASSERT_TRUE(cache->Extend(sequence, length).ok());
+    EXPECT_EQ(cache->used_bytes(), before + needed);
+    peak = std::max(peak, cache->used_bytes());
+    EXPECT_EQ(cache->BytesFor(length), peak) << length;
+    MakeNarrows(*cache, sequence);
+    cache->Commit(sequence, length);
+  }
+  cache->Release(sequence);
+}
+
+TEST(KvCacheNarrow, TheBudgetIsNeverExceededAndTheLongestSequenceFits) {
+  for (const int64_t budget : {kWide, 3 * kWide, 4 * kWide, 7 * kWide + kNarrow / 2}) {
+    const auto cache = MakeNarrowCache(budget);
+    KvSequence sequence;
+    int32_t length = 0;
+    while (cache->Extend(sequence, length + 1).ok()) {
+      ++length;
+      EXPECT_LE(cache->used_bytes(), budget);
+      // Blocks that were used before count too, until their memory has been given back.
+      EXPECT_LE(cache->wide().resident_bytes() + cache->narrow().resident_bytes(), budget);
+      MakeNarrows(*cache, sequence);
+      cache->Commit(sequence, length);
+    }
+    EXPECT_EQ(length, cache->LongestSequence()) << budget;
+    cache->Release(sequence);
+    // All wide again, in the place of narrow blocks.
+    EXPECT_EQ(cache->Reach(sequence, 64), 64);
+    ASSERT_TRUE(cache->Extend(sequence, 64).ok());
+    KvSequence other;
+    while (cache->Extend(other, other.length + 64).ok() && other.length < 192) {
+      EXPECT_LE(cache->wide().resident_bytes() + cache->narrow().resident_bytes(), budget);
+    }
+    cache->Release(sequence);
+    cache->Release(other);
+  }
 }
 
 // Random operations over several sequences, held against plain vectors of numbers.

@@ -26,7 +26,6 @@ namespace {
 constexpr int32_t kContext = 1536;
 constexpr int32_t kChunks[] = {1, 17, 64, 512};
 constexpr int32_t kWidths[] = {1, 2, 5, 8, 9, 32};
-constexpr KvFormat kFormats[] = {KvFormat::kF16, KvFormat::kF32};
 
 // All that the logits of a token say about themselves, bit by bit.
 using Bits = std::vector<uint32_t>;
@@ -329,8 +328,8 @@ TEST(Mixes, EveryAnswerHasTheBitsThatItHasAlone) {
   std::vector<std::unique_ptr<Machine>> machines;
   std::set<std::string> configurations;
   for (const std::string& tier : Tiers()) {
-    for (const KvFormat format : kFormats) {
-      machines.push_back(std::make_unique<Machine>(tier, format));
+    for (const auto& known : kKvFormats) {
+      machines.push_back(std::make_unique<Machine>(tier, known.format));
       configurations.insert(machines.back()->model->kernel_configuration());
     }
   }
