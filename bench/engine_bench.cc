@@ -6,12 +6,14 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "bench/lib/machine.h"
+#include "bench/lib/model_cost.h"
 #include "bench/lib/model_speed.h"
 #include "engine/core/status_macros.h"
 #include "engine/core/thread_pool.h"
@@ -22,8 +24,6 @@
 
 namespace cogumi::bench {
 namespace {
-
-constexpr size_t kBandwidthBytes = size_t{256} << 20;  // several times the last cache
 
 struct BenchOptions {
   std::string model_path;
@@ -48,28 +48,51 @@ absl::StatusOr<std::vector<SpeedTest>> SelectTests(const std::vector<std::string
   return selected;
 }
 
-nlohmann::json MachineJson(ThreadPool& pool) {
-  constexpr int kPasses = 9;
-  const Bandwidth bandwidth = MeasureReadBandwidth(pool, kBandwidthBytes, kPasses);
-  return {{"cpu", CpuName()},
-          {"features", CpuFeatures()},
-          {"cores", ThreadPool::AvailableCores()},
-          {"read_bandwidth", bandwidth.median},
-          {"read_bandwidth_best", bandwidth.best},
-          {"barrier_seconds", MeasureBarrier(pool)}};
-}
+// How fast the machine is around the tests: it may change within seconds.
+class MachineSpeed {
+ public:
+  MachineSpeed(ThreadPool* pool, int64_t bytes) : pool_(pool), bytes_(static_cast<size_t>(bytes)) {}
+
+  void Measure() {
+    constexpr int kPasses = 9;
+    bandwidths_.push_back(MeasureReadBandwidth(*pool_, bytes_, kPasses).median);
+    barriers_.push_back(MeasureBarrier(*pool_));
+    vnni_rates_.push_back(MeasureVnniRate(*pool_, kPasses));
+  }
+
+  nlohmann::json Json() const {
+    return {{"cpu", CpuName()},
+            {"features", CpuFeatures()},
+            {"cores", ThreadPool::AvailableCores()},
+            {"read_bandwidth", Mean(bandwidths_)},
+            {"barrier_seconds", Mean(barriers_)},
+            {"vnni_products", Mean(vnni_rates_)}};
+  }
+
+ private:
+  static double Mean(const std::vector<double>& values) {
+    return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+  }
+
+  ThreadPool* pool_;
+  const size_t bytes_;
+  std::vector<double> bandwidths_, barriers_, vnni_rates_;
+};
 
 absl::StatusOr<nlohmann::json> RunBench(const BenchOptions& options) {
   ASSIGN_OR_RETURN(const std::vector<SpeedTest> tests, SelectTests(options.tests));
   ASSIGN_OR_RETURN(const std::unique_ptr<GgufFile> file, GgufFile::Open(options.model_path));
   ThreadPool pool(options.threads > 0 ? options.threads : ThreadPool::AvailableCores());
+  const ModelCost cost = CostOfToken(*file);
   nlohmann::json result = {{"model", options.model_path},
                            {"file_bytes", file->bytes()},
-                           {"bytes_per_token", BytesPerToken(*file)},
+                           {"bytes_per_token", cost.bytes_per_token},
                            {"threads", pool.size()},
                            {"chunk", options.chunk},
-                           {"machine", MachineJson(pool)},
                            {"rows", nlohmann::json::array()}};
+  // Reads as much as a token does, over and over, which is what decoding does.
+  MachineSpeed machine(&pool, cost.bytes_per_token);
+  machine.Measure();
   ModelOptions model_options = options.model;
   for (const SpeedTest& test : tests) {
     model_options.max_rows = std::max({model_options.max_rows, options.chunk, test.sequences});
@@ -89,13 +112,20 @@ absl::StatusOr<nlohmann::json> RunBench(const BenchOptions& options) {
       ASSIGN_OR_RETURN(const double seconds, runner->Measure(test));
       rates.push_back(static_cast<double>(test.Tokens()) / seconds);
     }
-    result["rows"].push_back({{"name", test.name},
-                              {"sequences", test.sequences},
-                              {"depth", test.depth},
-                              {"tokens", test.Tokens()},
-                              {"resident_bytes", ResidentBytes()},
-                              {"tokens_per_second", rates}});
+    const int32_t step_rows = std::min(test.rows, options.chunk);
+    result["rows"].push_back(
+        {{"name", test.name},
+         {"sequences", test.sequences},
+         {"depth", test.depth},
+         {"tokens", test.Tokens()},
+         {"tokens_per_second", rates},
+         // Each step reads the weights once, and what its sequences keep.
+         {"tokens_per_step", test.sequences * step_rows},
+         {"kv_bytes_per_step", test.sequences * runner->KvBytes(test)},
+         {"products_per_token", cost.layer_products + (test.all_logits ? cost.head_products : 0)}});
   }
+  machine.Measure();
+  result["machine"] = machine.Json();
   return result;
 }
 

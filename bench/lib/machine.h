@@ -16,6 +16,10 @@ struct Bandwidth {
 // Reads `bytes` of memory, divided over the pool's threads, `passes` times.
 Bandwidth MeasureReadBandwidth(ThreadPool& pool, size_t bytes, int passes);
 
+// Multiplications of bytes a second in vpdpbusd on 512-bit registers, all threads together: what
+// 8-bit matrix products cannot exceed. The median of `passes`; 0 without AVX-512 VNNI.
+double MeasureVnniRate(ThreadPool& pool, int passes);
+
 // Seconds of one barrier of the pool: tells whether the cores share a cache.
 double MeasureBarrier(ThreadPool& pool);
 

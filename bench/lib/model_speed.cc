@@ -37,6 +37,11 @@ absl::StatusOr<std::unique_ptr<SpeedRunner>> SpeedRunner::Create(
   return runner;
 }
 
+int64_t SpeedRunner::KvBytes(const SpeedTest& test) const {
+  const int64_t tokens = test.depth + int64_t{test.steps} * test.rows / 2;
+  return tokens * static_cast<int64_t>(cache_->shape().PageBytes()) / kKvPageTokens;
+}
+
 // Any token costs the same; a fixed sequence (Knuth's MMIX generator) makes runs repeatable.
 TokenId SpeedRunner::NextToken() {
   random_ = random_ * 6364136223846793005ULL + 1442695040888963407ULL;

@@ -41,6 +41,9 @@ class SpeedRunner {
   // Seconds of the timed steps. A prompt longer than the chunk is divided.
   absl::StatusOr<double> Measure(const SpeedTest& test);
 
+  // Bytes that one sequence keeps in the cache halfway through the test.
+  int64_t KvBytes(const SpeedTest& test) const;
+
  private:
   SpeedRunner(Model* model, int32_t chunk) : model_(model), chunk_(chunk) {}
   absl::Status Step(std::vector<KvSequence>& sequences, size_t first, size_t count, int32_t rows,

