@@ -88,9 +88,10 @@ __attribute__((target("avx512f,avx512vnni"), optimize("O3"))) int DotProducts(in
       sums[j] = _mm512_dpbusd_epi32(sums[j], unsigned_bytes, signed_bytes);
     }
   }
-  __m512i all = _mm512_setzero_si512();
-  for (int j = 0; j < kSums; ++j) all = _mm512_add_epi32(all, sums[j]);
-  return _mm512_reduce_add_epi32(all);
+  for (int j = 1; j < kSums; ++j) sums[0] = _mm512_add_epi32(sums[0], sums[j]);
+  alignas(64) int lanes[16];
+  _mm512_store_si512(lanes, sums[0]);
+  return lanes[0];
 }
 #endif
 

@@ -74,11 +74,14 @@ def prepare_peers(arguments, selected):
     if rows.Q4_0 in wanted:
         name = f"{arguments.model.stem}.{digest_of(arguments.model)[:12]}.requantised-Q4_0.gguf"
         lossy["default"] = llama_cpp.quantize(binaries, arguments.model, cache / "peers" / name, say)
-    peers = {rows.Q4_1: sides.LlamaCpp(rows.Q4_1, binaries, models, threads, say),
-             rows.Q4_0: sides.LlamaCpp(rows.Q4_0, binaries, lossy, threads, say)}
+    def llama(label, folder, files):
+        return sides.LlamaCpp(label, folder, files, threads, arguments.rounds, say)
+
+    peers = {rows.Q4_1: llama(rows.Q4_1, binaries, models),
+             rows.Q4_0: llama(rows.Q4_0, binaries, lossy)}
     if rows.Q4_1_AVX2 in wanted:
         avx2 = llama_cpp.build(cache, say, "avx2")
-        peers[rows.Q4_1_AVX2] = sides.LlamaCpp(rows.Q4_1_AVX2, avx2, models, threads, say)
+        peers[rows.Q4_1_AVX2] = llama(rows.Q4_1_AVX2, avx2, models)
     if rows.OPENVINO in wanted:
         peers[rows.OPENVINO] = sides.Prefill(
             openvino.OpenVino(cache, arguments.model, threads, say))
@@ -99,10 +102,14 @@ def choose_rows(arguments, vnni):
 
 def run_rounds(arguments, selected, engine, peers):
     results = {row.name: sides.Results(row) for row in selected}
-    for number in range(arguments.rounds):
-        for row in selected:
-            say(f"round {number + 1} of {arguments.rounds}: {row.title}")
-            sides.measure_round(row, number, engine, peers, results[row.name])
+    try:
+        for number in range(arguments.rounds):
+            for row in selected:
+                say(f"round {number + 1} of {arguments.rounds}: {row.title}")
+                sides.measure_round(row, number, engine, peers, results[row.name])
+    finally:
+        for peer in peers.values():
+            peer.close()
     return results
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import tarfile
 
@@ -115,6 +116,39 @@ def bench(binaries, model, arguments, timeout=None):
         results.append({"prompt": entry["n_prompt"], "generate": entry["n_gen"],
                         "options": options, "samples": entry["samples_ts"]})
     return results
+
+
+class PausedBench:
+    """llama-bench that computes a long prompt once and is stopped between its samples, so that they
+    can stand in the rounds of others: prompts with a 4-bit cache take a minute and more.
+
+    Each repetition is a test of its own, which prints a line at its end and sleeps for DELAY before
+    the next: that is where it is stopped. Between tests it keeps the cache's content.
+    """
+
+    DELAY = 2  # seconds, many times what stopping takes
+
+    def __init__(self, binaries, model, depth, generate, samples, arguments):
+        self._command = [
+            str(binaries / "llama-bench"), "-m", str(model), "-o", "jsonl", "-p", "0",
+            "-n", ",".join([str(generate)] * samples), "-d", str(depth), "-r", "1",
+            "--delay", str(self.DELAY), *arguments]
+        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE,
+                                         stderr=subprocess.DEVNULL, text=True)
+
+    def sample(self):
+        """Tokens a second of the next repetition."""
+        self._process.send_signal(signal.SIGCONT)
+        line = self._process.stdout.readline()
+        if not line:
+            raise PeerError(f"{' '.join(self._command)} ended with {self._process.wait()}")
+        self._process.send_signal(signal.SIGSTOP)
+        return json.loads(line)["samples_ts"][0]
+
+    def close(self):
+        self._process.kill()
+        self._process.wait()
+        self._process.stdout.close()
 
 
 def batched(binaries, model, sequences, prompt, generate, options):

@@ -77,10 +77,11 @@ def machine_of(row, output):
 class LlamaCpp:
     """llama.cpp on one file, at the options that a search found best for each kind of work."""
 
-    def __init__(self, label, binaries, models, threads, say):
+    def __init__(self, label, binaries, models, threads, rounds, say):
         self._label, self._binaries, self._models = label, binaries, models
-        self._threads, self._say = threads, say
+        self._threads, self._rounds, self._say = threads, rounds, say
         self._best = {}  # (model, key of options) -> options
+        self._paused = {}  # row name -> PausedBench
 
     def _options(self, row):
         key = (row.model, row.key_of_options)
@@ -117,14 +118,16 @@ class LlamaCpp:
             options["t"] = self._threads
             return llama_cpp.batched(self._binaries, model, test.sequences, test.prompt,
                                      test.generate, options)
-        arguments = ["-p", str(test.prompt), "-n", str(test.generate), "-r", str(test.repeat),
-                     "-t", str(options["t"]), "-ub", str(options["ub"])]
-        if test.depth:
-            arguments += ["-d", str(test.depth)]
         if test.kv != "f16":
-            arguments += ["-ctk", test.kv, "-ctv", test.kv, "-fa", "1"]
-        else:
-            arguments += ["-fa", str(options["fa"])]
+            options["fa"] = 1  # a quantised cache needs it
+        arguments = ["-t", str(options["t"]), "-ub", str(options["ub"]), "-fa", str(options["fa"]),
+                     "-ctk", test.kv, "-ctv", test.kv]
+        if test.depth:
+            if row.name not in self._paused:
+                self._paused[row.name] = llama_cpp.PausedBench(
+                    self._binaries, model, test.depth, test.generate, self._rounds, arguments)
+            return self._paused[row.name].sample()
+        arguments += ["-p", str(test.prompt), "-n", str(test.generate), "-r", str(test.repeat)]
         try:
             result, = llama_cpp.bench(self._binaries, model, arguments,
                                       LOADED_TIMEOUT if row.loaded else None)
@@ -132,6 +135,10 @@ class LlamaCpp:
             self._say(f"  {self._label}: not done after {LOADED_TIMEOUT} s, counted as 0 tok/s")
             return 0.0
         return statistics.median(result["samples"])
+
+    def close(self):
+        for paused in self._paused.values():
+            paused.close()
 
 
 class Prefill:
@@ -142,6 +149,9 @@ class Prefill:
 
     def measure(self, row):
         return self._worker.prefill(row.peer_test.prompt)
+
+    def close(self):
+        self._worker.close()
 
 
 def core_to_load(number):

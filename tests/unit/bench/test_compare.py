@@ -35,6 +35,7 @@ class Peers:
         self.folder = folder
         self.decode, self.prefill, self.batch, self.openvino = 200.0, 800.0, 400.0, 1600.0
         self.calls = []
+        self.opened = self.closed = 0
 
     def _note(self, text):
         with open(self.folder / "calls", "a") as file:
@@ -55,9 +56,28 @@ class Peers:
     def batched(self, binaries, model, *_):
         return self.batch
 
-    def prefill_of_openvino(self, tokens):
+    def paused(self, binaries, model, depth, generate, samples, arguments):
+        self.calls.append([*arguments, "-d", str(depth)])
+        self.opened += 1
+        return Sampled(self, self.decode)
+
+
+class Sampled:
+    """What keeps its process between rounds: llama-bench behind a long prompt, OpenVINO."""
+
+    def __init__(self, peers, rate):
+        self._peers, self._rate = peers, rate
+
+    def sample(self):
+        self._peers._note("llama sample")
+        return self._rate
+
+    def prefill(self, tokens):
         assert tokens == 512
-        return self.openvino
+        return self._rate
+
+    def close(self):
+        self._peers.closed += 1
 
 
 @pytest.fixture
@@ -69,8 +89,8 @@ def peers(tmp_path, monkeypatch):
     monkeypatch.setattr(llama_cpp, "batched", double.batched)
     monkeypatch.setattr(llama_cpp, "quantize", lambda _, source, target, say: target)
     monkeypatch.setattr(compare, "random_1b", lambda *_: tmp_path / "1b.gguf")
-    monkeypatch.setattr(compare.openvino, "OpenVino", lambda *_: type(
-        "Worker", (), {"prefill": staticmethod(double.prefill_of_openvino)}))
+    monkeypatch.setattr(llama_cpp, "PausedBench", double.paused)
+    monkeypatch.setattr(compare.openvino, "OpenVino", lambda *_: Sampled(double, double.openvino))
     monkeypatch.setattr(compare, "cpu_flags", lambda: {"avx2", "avx512_vnni"})
     return double
 
@@ -129,6 +149,18 @@ def test_both_sides_take_turns_and_change_who_begins(run, peers, tmp_path):
     calls = [line.split()[0] for line in (tmp_path / "calls").read_text().splitlines()]
     # The first call of each peer also searches its options.
     assert calls == ["ours", "llama", "llama", "llama", "llama", "llama", "llama", "ours"]
+
+
+def test_long_prompts_are_computed_once_and_their_processes_ended(run, peers, tmp_path):
+    run("--rows", "depth,depth-int4", "--rounds", "3")
+    assert peers.opened == peers.closed == 4  # two rows, two files
+    assert (tmp_path / "calls").read_text().count("llama sample") == 3 * 4
+    run("--rows", "prefill", "--rounds", "1")
+    assert peers.closed == 5  # OpenVINO
+    (tmp_path / "ours").write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(llama_cpp.PeerError):
+        run("--rows", "prefill", "--rounds", "1")
+    assert peers.closed == 6
 
 
 def test_the_peer_runs_at_its_best_options(run, peers):

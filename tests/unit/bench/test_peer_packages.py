@@ -46,6 +46,38 @@ def test_a_peer_that_hangs_is_ended(tmp_path):
         llama_cpp.bench(tmp_path, "model", [], timeout=0.01)
 
 
+def test_a_paused_peer_is_stopped_between_its_samples(tmp_path):
+    binary = tmp_path / "llama-bench"
+    # Answers a line for each of "-n 32,32,32" with its number, then waits for a file.
+    binary.write_text("""#!/bin/sh
+for n in $(echo "$8" | tr ',' ' '); do
+  count=$((count + 1)); echo '{"samples_ts": ['$count']}'
+  until [ -e "$(dirname "$0")/after$count" ]; do :; done
+done
+""")
+    binary.chmod(0o755)
+    bench = llama_cpp.PausedBench(tmp_path, "model", 4096, 32, 3, [])
+    status = pathlib.Path(f"/proc/{bench._process.pid}/stat")
+    for number in (1, 2):
+        assert bench.sample() == number
+        while status.read_text().rsplit(")", 1)[1].split()[0] != "T":
+            pass  # until the signal has arrived
+        (tmp_path / f"after{number}").touch()
+    assert bench.sample() == 3
+    bench.close()
+    assert bench._process.returncode == -9
+
+
+def test_a_paused_peer_that_ends_early_is_named(tmp_path):
+    binary = tmp_path / "llama-bench"
+    binary.write_text("#!/bin/sh\nexit 3\n")
+    binary.chmod(0o755)
+    bench = llama_cpp.PausedBench(tmp_path, "model", 4096, 32, 3, [])
+    with pytest.raises(llama_cpp.PeerError, match="-d 4096 .*ended with 3"):
+        bench.sample()
+    bench.close()
+
+
 def test_random_weights_have_the_shape_and_are_the_same_each_time(tmp_path):
     gguf = pytest.importorskip("gguf")
     shape = random_model.Shape(layers=2, width=64, feed_forward=128, heads=4, kv_heads=2,
