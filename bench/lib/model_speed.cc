@@ -38,8 +38,7 @@ absl::StatusOr<std::unique_ptr<SpeedRunner>> SpeedRunner::Create(
 }
 
 int64_t SpeedRunner::KvBytes(const SpeedTest& test) const {
-  const int64_t tokens = test.depth + int64_t{test.steps} * test.rows / 2;
-  return tokens * static_cast<int64_t>(cache_->shape().PageBytes()) / kKvPageTokens;
+  return cache_->BytesFor(test.depth + test.steps * test.rows / 2);
 }
 
 // Any token costs the same; a fixed sequence (Knuth's MMIX generator) makes runs repeatable.

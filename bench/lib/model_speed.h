@@ -41,7 +41,7 @@ class SpeedRunner {
   // Seconds of the timed steps. A prompt longer than the chunk is divided.
   absl::StatusOr<double> Measure(const SpeedTest& test);
 
-  // Bytes that one sequence keeps in the cache halfway through the test.
+  // Bytes that one sequence keeps in the cache halfway through the test, in whole pages.
   int64_t KvBytes(const SpeedTest& test) const;
 
  private:
