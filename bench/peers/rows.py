@@ -82,7 +82,7 @@ class Row:
 DECODE = LlamaTest(generate=128)
 PREFILL = LlamaTest(prompt=512)
 DEEP = LlamaTest(generate=32, depth=4096)
-FAST = ("--activations", "int8")
+FAST = ("--activations", "fast")
 
 ROWS = (
     Row("decode", "decode", "decode", (Q4_1, Q4_0), DECODE,

@@ -95,6 +95,9 @@ def test_own_rows_are_compared_without_caps_and_in_every_round_where_asked():
     assert bound.met and bound.reached == pytest.approx(0.41) and not bound.capped
     bound, = bounds_of(loaded, [90, 39, 90], decode=base)
     assert not bound.met  # the median alone would do
+    narrow = Row("r", "title", "decode", floors=(Floor("depth", 1.15, own=True),))
+    bound, = bounds_of(narrow, [114, 114, 114], machines=[machine(limit=10)] * 3, depth=base)
+    assert not bound.met and bound.floor == 1.15
     assert bounds_of(loaded, [90, 39, 90]) == []  # the base row did not run
 
 
