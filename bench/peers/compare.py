@@ -73,7 +73,8 @@ def prepare_peers(arguments, selected):
         models["1b"] = lossy["1b"] = random_1b(cache, binaries)
     if rows.Q4_0 in wanted:
         name = f"{arguments.model.stem}.{digest_of(arguments.model)[:12]}.requantised-Q4_0.gguf"
-        lossy["default"] = llama_cpp.quantize(binaries, arguments.model, cache / "peers" / name, say)
+        lossy["default"] = llama_cpp.quantize(binaries, arguments.model, cache / "peers" / name,
+                                              say)
     def llama(label, folder, files):
         return sides.LlamaCpp(label, folder, files, threads, arguments.rounds, say)
 
@@ -155,7 +156,7 @@ def parse_arguments():
                         help="more arguments of our benchmark binary")
     parser.add_argument("--json", type=pathlib.Path, metavar="OUT", help="write the figures here")
     parser.add_argument("--docs", action="store_true",
-                        help=f"write the figures and the plot into {FIGURES.parent.relative_to(ROOT)}")
+                        help="write the figures and the plot into docs/figures")
     arguments = parser.parse_args()
     arguments.cache = cache / "cogumi"
     arguments.rows = [name.strip() for name in arguments.rows.split(",") if name.strip()]

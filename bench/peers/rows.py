@@ -62,8 +62,9 @@ class Row:
     share: Share | None = None
     threads: int = 0  # 0: all
     arguments: tuple = ()  # of cogumi-engine-bench
-    # Passes of vpdpbusd over a weight: 2 for 16-bit activations, 1 for 8-bit; 0: memory binds.
-    planes: int = 0
+    # Passes of vpdpbusd over a weight, the mean of the test's tokens: 2 for 16-bit activations, 1
+    # for 8-bit; 0: memory binds.
+    planes: float = 0
     base: str = ""  # the row whose peers stand beside this one
     model: str = "default"
     loaded: bool = False  # another process computes on one core
@@ -84,15 +85,19 @@ PREFILL = LlamaTest(prompt=512)
 DEEP = LlamaTest(generate=32, depth=4096)
 FAST = ("--activations", "fast")
 
+# By default prompts are computed in 8 bits beyond their first 128 positions, which take 16.
+PROMPT_PLANES = (128 * 2 + (512 - 128)) / 512
+
 ROWS = (
     Row("decode", "decode", "decode", (Q4_1, Q4_0), DECODE,
         (Floor(Q4_1, 2.0), Floor(Q4_0, 1.3)), Share(0.85, 0.75)),
     Row("decode-1", "decode, one thread", "decode", (Q4_1, Q4_0), DECODE,
         (Floor(Q4_1, 2.4), Floor(Q4_0, 1.0)), threads=1),
     Row("prefill", "prefill 512", "prefill", (Q4_1, Q4_0, OPENVINO), PREFILL,
-        (Floor(Q4_1, 5.0), Floor(Q4_0, 2.0), Floor(OPENVINO, 1.0)), planes=1),
+        (Floor(Q4_1, 5.0), Floor(Q4_0, 2.0), Floor(OPENVINO, 1.0)),
+        planes=PROMPT_PLANES),
     Row("prefill-1", "prefill 512, one thread", "prefill", (Q4_1, Q4_0), PREFILL,
-        (Floor(Q4_0, 1.8),), threads=1, planes=1),
+        (Floor(Q4_0, 1.8),), threads=1, planes=PROMPT_PLANES),
     Row("five", "5 tokens at once", "five", (Q4_1, Q4_0), LlamaTest(prompt=5, repeat=16),
         (Floor(Q4_1, 3.6), Floor(Q4_0, 2.2)), planes=2),
     Row("batch8", "batch 8, sum", "batch8", (Q4_1, Q4_0), LlamaBatch(8, 128, 64),
@@ -114,7 +119,7 @@ ROWS = (
     Row("1b-decode", "1B shape: decode", "decode", (Q4_0,), LlamaTest(generate=64),
         (Floor(Q4_0, 1.05),), Share(0.92, 0.92, instead=True), model="1b"),
     Row("1b-prefill", "1B shape: prefill 512", "prefill", (Q4_0,), PREFILL,
-        (Floor(Q4_0, 2.0),), model="1b", planes=1),
+        (Floor(Q4_0, 2.0),), model="1b", planes=PROMPT_PLANES),
     Row("avx2-decode", "decode, AVX2 kernels", "decode", (Q4_1_AVX2,), DECODE,
         (Floor(Q4_1_AVX2, 1.0),), arguments=("--kernels", "avx2")),
 )
