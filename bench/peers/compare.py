@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -202,6 +203,7 @@ def main():
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # peers are ended on the way out
     try:
         sys.exit(main())
     except (llama_cpp.PeerError, FetchError) as error:

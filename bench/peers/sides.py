@@ -26,10 +26,14 @@ class Machine:
     arithmetic_limit: float  # 0: no AVX-512 VNNI
 
 
+# Ends by itself when its parent is gone, however that ended.
+BUSY = "import os\nwhile os.getppid() == {}: pass"
+
+
 @contextlib.contextmanager
 def busy_core(core):
     """Another process computes on this core meanwhile."""
-    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    process = subprocess.Popen([sys.executable, "-c", BUSY.format(os.getpid())])
     try:
         os.sched_setaffinity(process.pid, {core})
         yield

@@ -1,8 +1,10 @@
 """bench/peers/compare with doubles of all sides: turns, verdict, report and figures."""
+import contextlib
 import json
 import os
 import pathlib
 import stat
+import subprocess
 import sys
 
 import pytest
@@ -195,6 +197,28 @@ def test_a_busy_core_is_computed_on_and_left_again():
         process, = set(children.read_text().split()) - set(before)
         assert os.sched_getaffinity(int(process)) == {core}
     assert children.read_text().split() == before
+
+
+def test_a_busy_process_ends_with_its_parent():
+    # A parent that is killed cannot clean up; its child must see that it is gone.
+    parent = subprocess.Popen(
+        [sys.executable, "-c", "import os, sides, sys\n"
+         "with sides.busy_core(min(os.sched_getaffinity(0))):\n"
+         "    os.system('cat /proc/{0}/task/{0}/children; echo'.format(os.getpid()))\n"
+         "    sys.stdin.read()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT / "bench" / "peers")
+    child = pathlib.Path("/proc") / parent.stdout.readline().split()[0] / "stat"
+
+    def runs():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            return child.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        return False
+
+    assert runs()
+    parent.kill()
+    parent.wait()
+    while runs():
+        pass  # until the test's limit, if it does not end
 
 
 def test_elsewhere_only_the_avx2_line_and_exactness_are_checked(run, monkeypatch, tmp_path):
