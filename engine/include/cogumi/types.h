@@ -90,8 +90,16 @@ struct Timings {  // seconds
   double time_to_first_token = 0;
 };
 
+// Who drafts tokens ahead. Drafts are verified: they change how fast an answer comes, never it.
+enum class Speculation {
+  kDefault,     // of a request: what the engine was made with
+  kOff,         // nobody
+  kNgram,       // the last tokens are looked up in prompt and answer
+  kDraftModel,  // a smaller model, EngineOptions::draft_model_path
+};
+
 struct SpeculationStats {
-  int32_t drafts = 0;
+  int32_t drafts = 0;  // steps with a draft
   int32_t drafted_tokens = 0;
   int32_t accepted_tokens = 0;
   std::vector<int32_t> accepted_per_position;

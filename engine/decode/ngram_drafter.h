@@ -1,0 +1,55 @@
+// Prompt lookup: what followed the last tokens when they stood in the prompt or the answer before.
+//
+// The longest suffix of 2..6 tokens that occurred earlier counts, at its most recent place. One
+// hash table a sequence holds the end of the last occurrence of every such n-gram, about 40 bytes a
+// token; a step adds the new tokens only, so a proposal costs microseconds at any length.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/decode/drafter.h"
+
+namespace cogumi {
+
+inline constexpr int32_t kMinNgram = 2;
+inline constexpr int32_t kMaxNgram = 6;
+
+// Of one growing text.
+class NgramIndex {
+ public:
+  struct Match {
+    int32_t end = -1;    // position of the earlier occurrence's last token; -1: there is none
+    int32_t length = 0;  // tokens that agree, counted up to kLongest
+  };
+  static constexpr int32_t kLongest = 32;
+
+  // The suffix of `tokens`, looked up in what is before its last token. Every call's tokens begin
+  // with those of the call before.
+  Match Find(std::span<const TokenId> tokens);
+
+ private:
+  void Add(std::span<const TokenId> tokens, int32_t end);
+  void Grow(std::span<const TokenId> tokens);
+  // The slot of the n-gram that ends at `end`, or the free one where it belongs.
+  uint32_t& Slot(std::span<const TokenId> tokens, int32_t end, int32_t n, uint64_t hash);
+
+  // Open addressing; 0: free, else (end + 1) * 8 + n. A power of two, at most half full.
+  std::vector<uint32_t> slots_;
+  size_t used_ = 0;
+  int32_t indexed_ = 0;  // n-grams that end before this position are in
+};
+
+class NgramDrafter : public Drafter {
+ public:
+  int32_t Propose(std::span<DraftOrder> orders) override;
+  int32_t Behind(const DraftContext& /*context*/) const override { return 0; }
+  void Forget(uint64_t sequence) override { indices_.erase(sequence); }
+
+ private:
+  std::unordered_map<uint64_t, NgramIndex> indices_;
+};
+
+}  // namespace cogumi

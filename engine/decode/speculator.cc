@@ -1,0 +1,203 @@
+#include "engine/decode/speculator.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace cogumi {
+namespace {
+
+// A draft must promise this much more tokens per second: predictions are never exact.
+constexpr double kMargin = 1.03;
+// The plain step that drafts are compared with is measured: one after so many with drafts, or after
+// fewer as long as nothing is known of that size.
+constexpr int64_t kPlainEvery = 256;
+constexpr int64_t kUnknownPlainEvery = 8;
+// A draft model that was not measured yet, in plain steps a pass.
+constexpr double kPassGuess = 0.25;
+// Steps until a draft model that lost is asked again; twice as many each time.
+constexpr int64_t kFirstProbe = 64;
+constexpr int64_t kLastProbe = 4096;
+constexpr int32_t kProbeLength = 2;
+// A probe must wait for this many steps more for every token that the draft model is behind.
+constexpr int64_t kStepsPerTokenBehind = 4;
+
+// Before anything was seen: by length of the match, and by position in a model's draft.
+constexpr Acceptance::Prior kLookupPrior = {0.3f, 0.4f, 0.5f, 0.6f, 0.7f, 0.8f, 0.85f, 0.9f};
+constexpr Acceptance::Prior kModelPrior = {0.6f, 0.6f, 0.6f, 0.6f, 0.6f, 0.6f, 0.6f, 0.6f};
+
+}  // namespace
+
+Speculator::Speculator(std::unique_ptr<Drafter> ngram, std::unique_ptr<Drafter> model,
+                       const Clock* clock)
+    : lookup_(std::move(ngram)),
+      model_(std::move(model)),
+      clock_(clock),
+      lookup_chances_(kLookupPrior),
+      model_chances_(kModelPrior),
+      drafted_steps_(kUnknownPlainEvery),
+      probe_after_(kFirstProbe) {}
+
+bool Speculator::Has(Speculation drafter) const {
+  return drafter == Speculation::kNgram ? lookup_ != nullptr
+                                        : drafter == Speculation::kDraftModel && model_ != nullptr;
+}
+
+void Speculator::Speculate(std::span<DraftTarget> targets, int32_t most_rows) {
+  for (const DraftTarget& target : targets) {
+    if (target.drafter == Speculation::kOff) continue;
+    State& state = states_[target.context.sequence];
+    state.drafter = target.drafter;
+    state.proposal.tokens.clear();
+  }
+  extras_.clear();
+  ProposeByLookup(targets);
+  for (size_t i = 0; i < targets.size(); ++i) {
+    if (targets[i].drafter != Speculation::kDraftModel) continue;
+    AddExtras(i, std::min(targets[i].limit, kMaxDraft), states_[targets[i].context.sequence], 0);
+  }
+  lengths_.assign(targets.size(), 0);
+  Choose(targets, most_rows);
+  Probe(targets, most_rows);
+  int32_t rows_left = most_rows;
+  for (size_t i = 0; i < targets.size(); ++i) {
+    if (targets[i].drafter != Speculation::kNgram || lengths_[i] == 0) continue;
+    const std::vector<TokenId>& tokens = states_[targets[i].context.sequence].proposal.tokens;
+    targets[i].draft->assign(tokens.begin(), tokens.begin() + lengths_[i]);
+    rows_left -= lengths_[i];
+  }
+  ProposeByModel(targets, rows_left);
+}
+
+void Speculator::ProposeByLookup(std::span<DraftTarget> targets) {
+  orders_.clear();
+  for (const DraftTarget& target : targets) {
+    if (target.drafter != Speculation::kNgram) continue;
+    // One token is looked up even when none is of use, so that the index keeps up.
+    orders_.push_back({target.context, std::clamp(target.limit, 1, kMaxDraft),
+                       &states_[target.context.sequence].proposal});
+  }
+  if (!orders_.empty()) lookup_->Propose(orders_);
+  for (size_t i = 0; i < targets.size(); ++i) {
+    if (targets[i].drafter != Speculation::kNgram) continue;
+    const State& state = states_[targets[i].context.sequence];
+    const int32_t length = static_cast<int32_t>(state.proposal.tokens.size());
+    AddExtras(i, std::min(length, targets[i].limit), state, state.proposal.evidence);
+  }
+}
+
+void Speculator::AddExtras(size_t index, int32_t length, const State& state, int32_t evidence) {
+  const Acceptance& chances = Chances(state.drafter);
+  float chance = 1;
+  for (int32_t position = 0; position < length; ++position) {
+    chance *= chances.Rate(state.counts, evidence + position);
+    extras_.push_back({chance, index, position});
+  }
+}
+
+void Speculator::Choose(std::span<DraftTarget> targets, int32_t most_rows) {
+  const int32_t plain = static_cast<int32_t>(targets.size());
+  const bool known = steps_.Age(plain) <= kPlainEvery;
+  const bool plain_is_due = drafted_steps_ >= (known ? kPlainEvery : kUnknownPlainEvery);
+  drafted_steps_ = plain_is_due || extras_.empty() ? 0 : drafted_steps_ + 1;
+  if (drafted_steps_ == 0) return;
+  // Chances fall within a sequence, so a token never comes before the one that it needs.
+  std::stable_sort(extras_.begin(), extras_.end(),
+                   [](const Extra& a, const Extra& b) { return a.chance > b.chance; });
+  const double plain_seconds = steps_.Estimate(plain);
+  int32_t by_model = 0;
+  for (const DraftTarget& target : targets) by_model += target.drafter == Speculation::kDraftModel;
+  const double pass = by_model == 0         ? 0
+                      : passes_.Known() ? passes_.Estimate(by_model)
+                                        : kPassGuess * plain_seconds;
+  double best = kMargin * plain / plain_seconds;
+  size_t chosen = 0;
+  double tokens = plain;
+  int32_t passes = 0;
+  const size_t most = std::min(extras_.size(), static_cast<size_t>(std::max(0, most_rows)));
+  for (size_t i = 0; i < most; ++i) {
+    const Extra& extra = extras_[i];
+    tokens += static_cast<double>(extra.chance);
+    if (targets[extra.target].drafter == Speculation::kDraftModel) {
+      passes = std::max(passes, extra.position + 1);
+    }
+    const int32_t rows = plain + static_cast<int32_t>(i) + 1;
+    const double rate = tokens / (steps_.Estimate(rows) + passes * pass);
+    if (rate > best) {
+      best = rate;
+      chosen = i + 1;
+    }
+  }
+  for (size_t i = 0; i < chosen; ++i) ++lengths_[extras_[i].target];
+  if (chosen == 0) drafted_steps_ = 0;
+}
+
+void Speculator::Probe(std::span<DraftTarget> targets, int32_t most_rows) {
+  size_t nearest = targets.size();
+  int32_t behind = 0;
+  for (size_t i = 0; i < targets.size(); ++i) {
+    if (targets[i].drafter != Speculation::kDraftModel) continue;
+    if (lengths_[i] > 0) {
+      unasked_ = 0;
+      probe_after_ = kFirstProbe;
+      return;
+    }
+    const int32_t tokens = model_->Behind(targets[i].context);
+    if (targets[i].limit > 0 && (nearest == targets.size() || tokens < behind)) {
+      nearest = i;
+      behind = tokens;
+    }
+  }
+  if (nearest == targets.size()) return;
+  if (++unasked_ < probe_after_ + kStepsPerTokenBehind * behind) return;
+  int32_t taken = 0;
+  for (const int32_t length : lengths_) taken += length;
+  lengths_[nearest] = std::clamp(most_rows - taken, 0, std::min(kProbeLength,
+                                                                targets[nearest].limit));
+  unasked_ = 0;
+  probe_after_ = std::min(2 * probe_after_, kLastProbe);
+}
+
+void Speculator::ProposeByModel(std::span<DraftTarget> targets, int32_t rows_left) {
+  orders_.clear();
+  for (size_t i = 0; i < targets.size(); ++i) {
+    if (targets[i].drafter != Speculation::kDraftModel || lengths_[i] == 0) continue;
+    const int32_t length = std::min(lengths_[i], rows_left);
+    if (length < 1) break;
+    rows_left -= length;
+    orders_.push_back({targets[i].context, length,
+                       &states_[targets[i].context.sequence].proposal});
+  }
+  if (orders_.empty()) return;
+  const double start = clock_->Now();
+  const int32_t passes = model_->Propose(orders_);
+  if (passes > 0) {
+    passes_.Observe(static_cast<int32_t>(orders_.size()), (clock_->Now() - start) / passes);
+  }
+  for (const DraftTarget& target : targets) {
+    if (target.drafter == Speculation::kDraftModel) {
+      *target.draft = states_[target.context.sequence].proposal.tokens;
+    }
+  }
+}
+
+void Speculator::Observe(uint64_t sequence, std::span<const TokenId> chosen) {
+  const auto found = states_.find(sequence);
+  if (found == states_.end()) return;
+  State& state = found->second;
+  const std::vector<TokenId>& proposed = state.proposal.tokens;
+  for (size_t i = 0; i < std::min(proposed.size(), chosen.size()); ++i) {
+    const bool accepted = proposed[i] == chosen[i];
+    Chances(state.drafter)
+        .Observe(state.counts, state.proposal.evidence + static_cast<int32_t>(i), accepted);
+    if (!accepted) break;
+  }
+  state.proposal.tokens.clear();
+}
+
+void Speculator::Forget(uint64_t sequence) {
+  if (states_.erase(sequence) == 0) return;
+  if (lookup_ != nullptr) lookup_->Forget(sequence);
+  if (model_ != nullptr) model_->Forget(sequence);
+}
+
+}  // namespace cogumi
