@@ -58,10 +58,50 @@ ModelDescription Describe(const GgufFile& file, const ModelConfig& config,
   return description;
 }
 
+// A draft must mean to the other model what it means to its own.
+absl::Status CheckSameVocabulary(const std::string& path, const Tokenizer& draft,
+                                 const Tokenizer& own) {
+  if (draft.VocabularySize() != own.VocabularySize()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("draft_model_path: ", path, " has ", draft.VocabularySize(),
+                     " tokens, the model ", own.VocabularySize()));
+  }
+  for (TokenId id = 0; id < own.VocabularySize(); ++id) {
+    if (draft.TokenBytes(id, /*special=*/true) != own.TokenBytes(id, /*special=*/true)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("draft_model_path: token ", id, " of ", path, " is not the model's"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<Model>> LoadDraftModel(const EngineOptions& options,
+                                                      const Tokenizer& tokenizer,
+                                                      ThreadPool* pool) {
+  ASSIGN_OR_RETURN(const std::shared_ptr<GgufFile> file, GgufFile::Open(options.draft_model_path));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> own, Tokenizer::Create(*file));
+  RETURN_IF_ERROR(CheckSameVocabulary(options.draft_model_path, *own, tokenizer));
+  ASSIGN_OR_RETURN(std::unique_ptr<Model> model,
+                   Model::Load(*file, DraftModelOptionsFor(options), pool));
+  if (model->config().vocabulary_size != tokenizer.VocabularySize()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("draft_model_path: ", options.draft_model_path, " has ",
+                     model->config().vocabulary_size, " rows of logits, its tokenizer ",
+                     tokenizer.VocabularySize(), " tokens"));
+  }
+  return model;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& options) {
   RETURN_IF_ERROR(ValidateEngineOptions(options));
+  if ((options.speculation == Speculation::kDraftModel) == options.draft_model_path.empty()) {
+    return absl::InvalidArgumentError(
+        options.draft_model_path.empty()
+            ? "draft_model_path: is empty, and speculation by a draft model needs one"
+            : "draft_model_path: is given, but speculation is not by a draft model");
+  }
   EngineParts parts;
   ASSIGN_OR_RETURN(std::shared_ptr<GgufFile> file, GgufFile::Open(options.model_path));
   ASSIGN_OR_RETURN(parts.tokenizer, Tokenizer::Create(*file));
@@ -76,6 +116,10 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& opti
         absl::StrCat(options.model_path, ": the tokenizer has ",
                      parts.tokenizer->VocabularySize(), " tokens, the model ",
                      config.vocabulary_size));
+  }
+  if (options.speculation == Speculation::kDraftModel) {
+    ASSIGN_OR_RETURN(parts.draft_model,
+                     LoadDraftModel(options, *parts.tokenizer, parts.pool.get()));
   }
   parts.description = Describe(*file, config, *parts.chat_template, options);
   // The last owner of the file: it is unmapped once hashed.

@@ -23,6 +23,7 @@ struct EngineParts {
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<ChatTemplate> chat_template;
   std::unique_ptr<Model> model;
+  std::unique_ptr<Model> draft_model;  // on the same pool; null: nobody can choose it
   // Everything but the digest; context_length is filled in by the engine.
   ModelDescription description;
   // SHA-256 of the model file; called once, on a thread of its own, because it may take long.
@@ -36,6 +37,8 @@ absl::Status ValidateEngineOptions(const EngineOptions& options);
 
 // What the model must be loaded with, so that it takes every step of such an engine.
 ModelOptions ModelOptionsFor(const EngineOptions& options);
+// The same for the draft model.
+ModelOptions DraftModelOptionsFor(const EngineOptions& options);
 
 // Context: options.context_length, or the model's own, and never more than the KV cache holds.
 // Errors: INVALID_ARGUMENT (options), RESOURCE_EXHAUSTED (kv_bytes hold no page).

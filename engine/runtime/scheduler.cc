@@ -14,6 +14,11 @@
 namespace cogumi {
 namespace {
 
+// Only the last token's row is still to be computed: the next one is chosen from it.
+bool Decodes(const Sequence& sequence) {
+  return !sequence.request.score && sequence.Remaining() == 1;
+}
+
 absl::Status CheckLength(const GenerationRequest& request, int32_t context) {
   const size_t prompt = request.tokens.size();
   if (prompt == 0) {
@@ -40,16 +45,19 @@ absl::Status CheckLength(const GenerationRequest& request, int32_t context) {
 
 }  // namespace
 
-Scheduler::Scheduler(SchedulerOptions options, KvCache* cache, const Tokenizer* tokenizer)
+Scheduler::Scheduler(SchedulerOptions options, KvCache* cache, const Tokenizer* tokenizer,
+                     Speculator* speculator)
     : options_(std::move(options)),
       cache_(cache),
       tokenizer_(tokenizer),
+      speculator_(speculator),
       index_(cache),
       sizer_(options_.prefill_chunk, options_.step_target_seconds > 0
                                          ? options_.step_target_seconds
                                          : std::numeric_limits<double>::infinity()) {
   stats_.kv_pages = cache_->wide().capacity();
   stats_.kv_bytes = cache_->budget_bytes();
+  stats_.accepted_per_position.resize(static_cast<size_t>(kMaxDraft));
 }
 
 absl::StatusOr<std::unique_ptr<Sequence>> Scheduler::Prepare(
@@ -67,6 +75,7 @@ absl::StatusOr<std::unique_ptr<Sequence>> Scheduler::Prepare(
   }
   RETURN_IF_ERROR(ValidateSampling(request.sampling, options_.vocabulary, options_.context_length));
   RETURN_IF_ERROR(CheckLength(request, options_.context_length));
+  ASSIGN_OR_RETURN(const Speculation drafter, ChooseDrafter(request.speculation));
   for (size_t i = 0; i < request.tokens.size(); ++i) {
     const TokenId id = request.tokens[i];
     if (id < 0 || id >= options_.vocabulary) {
@@ -83,8 +92,21 @@ absl::StatusOr<std::unique_ptr<Sequence>> Scheduler::Prepare(
   const int32_t max_tokens = request.sampling.max_tokens.value_or(left);
   const uint64_t seed =
       request.sampling.seed.has_value() ? *request.sampling.seed : options_.seed();
-  return std::make_unique<Sequence>(std::move(request), std::move(sink), seed,
-                                    options_.vocabulary, max_tokens);
+  auto sequence = std::make_unique<Sequence>(std::move(request), std::move(sink), seed,
+                                             options_.vocabulary, max_tokens);
+  sequence->drafter = drafter;
+  return sequence;
+}
+
+absl::StatusOr<Speculation> Scheduler::ChooseDrafter(Speculation wanted) const {
+  const Speculation drafter =
+      wanted == Speculation::kDefault ? options_.speculation : wanted;
+  if (drafter == Speculation::kOff || (speculator_ != nullptr && speculator_->Has(drafter))) {
+    return drafter;
+  }
+  return absl::FailedPreconditionError(
+      absl::StrCat("speculation: this engine has no ",
+                   drafter == Speculation::kNgram ? "n-gram lookup" : "draft model"));
 }
 
 absl::StatusOr<RequestHandle> Scheduler::Submit(std::unique_ptr<Sequence> sequence, double now) {
@@ -111,6 +133,29 @@ void Scheduler::Cancel(RequestHandle handle) {
   if (found != by_handle_.end()) found->second->cancelled = true;
 }
 
+void Scheduler::Draft() {
+  if (speculator_ == nullptr) return;
+  targets_.clear();
+  bool scores = false;
+  bool drafts = false;
+  for (const auto& sequence : running_) {
+    sequence->draft.clear();
+    scores = scores || sequence->request.score;
+    if (!Decodes(*sequence)) continue;
+    DraftTarget& target = targets_.emplace_back();
+    target.context = {sequence->handle, sequence->tokens, sequence->roles, &sequence->sampler};
+    target.drafter = sequence->drafter;
+    // The token behind a draft is chosen in the same step.
+    target.limit =
+        std::min(kMaxDraft, sequence->max_tokens - sequence->Generated() - 1);
+    target.draft = &sequence->draft;
+    drafts = drafts || target.drafter != Speculation::kOff;
+  }
+  if (!drafts) return;
+  const int32_t most = options_.extra_logit_rows;
+  speculator_->Speculate(targets_, scores ? most / 2 : most);
+}
+
 const StepPlan* Scheduler::Plan(double now) {
   plan_.tokens.clear();
   plan_.roles.clear();
@@ -118,6 +163,7 @@ const StepPlan* Scheduler::Plan(double now) {
   plan_.logit_rows.clear();
   planned_.clear();
   planned_at_ = now;
+  draft_rows_ = 0;
   EndLate(waiting_, now);
   EndLate(running_, now);
   PreemptForNext();
@@ -152,33 +198,47 @@ void Scheduler::PlanDecode() {
   // There is room for all of them. Were there not, preemption would take from the end, so that what
   // is planned already stays.
   for (size_t i = 0; i < running_.size(); ++i) {
-    if (running_[i]->request.score || running_[i]->Remaining() != 1) continue;
-    if (ExtendByPreempting(i)) AddRows(*running_[i], 1, 1);
+    if (Decodes(*running_[i])) ExtendByPreempting(i);
+  }
+  // Only then the drafts, as far as there is room: nobody gives way to a guess.
+  for (const auto& sequence : running_) {
+    if (sequence->request.score || sequence->Remaining() != 0) continue;
+    KvSequence& kv = sequence->kv;
+    const int32_t wanted = kv.length + static_cast<int32_t>(sequence->draft.size());
+    while (cache_->Reach(kv, wanted) < wanted && index_.EvictOne()) continue;
+    const int32_t drafted = cache_->Reach(kv, wanted) - kv.length;
+    sequence->draft.resize(
+        cache_->Extend(kv, kv.length + drafted).ok() ? static_cast<size_t>(drafted) : 0);
+    const int32_t rows = 1 + static_cast<int32_t>(sequence->draft.size());
+    draft_rows_ += rows - 1;
+    AddRows(*sequence, rows, rows);
   }
 }
 
-bool Scheduler::ExtendByPreempting(size_t index) {
+void Scheduler::ExtendByPreempting(size_t index) {
   Sequence& sequence = *running_[index];
   while (!cache_->Extend(sequence.kv, sequence.kv.length + 1).ok()) {
     if (index_.EvictOne()) continue;
     const bool itself = index + 1 == running_.size();
     Preempt(running_.size() - 1);
-    if (itself) return false;
+    if (itself) return;
   }
-  return true;
 }
 
 void Scheduler::AddRows(Sequence& sequence, int32_t rows, int32_t logits) {
   const int32_t first_row = plan_.Rows();
   const int32_t first_position = sequence.kv.length - rows;
   for (int32_t position = first_position; position < sequence.kv.length; ++position) {
-    plan_.tokens.push_back(sequence.tokens[static_cast<size_t>(position)]);
-    plan_.roles.push_back(sequence.roles[static_cast<size_t>(position)]);
+    const int32_t drafted = position - sequence.Length();
+    plan_.tokens.push_back(drafted < 0 ? sequence.tokens[static_cast<size_t>(position)]
+                                       : sequence.draft[static_cast<size_t>(drafted)]);
+    plan_.roles.push_back(drafted < 0 ? sequence.roles[static_cast<size_t>(position)]
+                                      : TokenRole::kGenerated);
   }
   plan_.sequences.push_back({&sequence.kv.pages, first_row, rows, first_position});
   sequence.first_logit = static_cast<int32_t>(plan_.logit_rows.size());
   sequence.logits = logits;
-  sequence.sampled.reset();
+  sequence.sampled.clear();
   sequence.sample_status = absl::OkStatus();
   for (int32_t i = rows - logits; i < rows; ++i) plan_.logit_rows.push_back(first_row + i);
   planned_.push_back(&sequence);
@@ -187,31 +247,46 @@ void Scheduler::AddRows(Sequence& sequence, int32_t rows, int32_t logits) {
 void Scheduler::Sample(const Model& model) {
   scratch_.vocabulary = &model.kernels().vocabulary;
   for (Sequence* sequence : planned_) {
-    for (int32_t i = 0; i < sequence->logits; ++i) {
-      const int32_t row = sequence->first_logit + i;
-      const float* logits = model.Logits(row);
-      const LogitSummary& summary = model.Summary(row);
-      absl::StatusOr<TokenInfo> info;
-      if (sequence->request.score) {
-        std::vector<TokenInfo>& scored = sequence->completion.prompt_logprobs;
-        info = Sampler::Describe(sequence->tokens[scored.size() + 1], logits, summary,
-                                 options_.vocabulary, sequence->request.sampling.top_logprobs,
-                                 scratch_);
-        if (info.ok()) {
-          SetBytes(*info);
-          scored.push_back(*std::move(info));
-          continue;
-        }
-      } else {
-        info = sequence->sampler.Sample(logits, summary, sequence->Length(), scratch_);
-        if (info.ok()) {
-          SetBytes(*info);
-          sequence->sampled = *std::move(info);
-          continue;
-        }
-      }
-      sequence->sample_status = info.status();
-      break;
+    if (sequence->request.score) {
+      DescribeRows(model, *sequence);
+    } else {
+      SampleRows(model, *sequence);
+    }
+  }
+}
+
+void Scheduler::DescribeRows(const Model& model, Sequence& sequence) {
+  std::vector<TokenInfo>& scored = sequence.completion.prompt_logprobs;
+  for (int32_t row = sequence.first_logit; row < sequence.first_logit + sequence.logits; ++row) {
+    absl::StatusOr<TokenInfo> info = Sampler::Describe(
+        sequence.tokens[scored.size() + 1], model.Logits(row), model.Summary(row),
+        options_.vocabulary, sequence.request.sampling.top_logprobs, scratch_);
+    if (!info.ok()) {
+      sequence.sample_status = info.status();
+      return;
+    }
+    SetBytes(*info);
+    scored.push_back(*std::move(info));
+  }
+}
+
+void Scheduler::SampleRows(const Model& model, Sequence& sequence) {
+  for (int32_t i = 0; i < sequence.logits; ++i) {
+    const int32_t row = sequence.first_logit + i;
+    absl::StatusOr<TokenInfo> info = sequence.sampler.Sample(
+        model.Logits(row), model.Summary(row), sequence.Length() + i, scratch_);
+    if (!info.ok()) {
+      sequence.sample_status = info.status();
+      return;
+    }
+    SetBytes(*info);
+    const TokenId id = info->id;
+    sequence.sampler.Accept(id);
+    sequence.sampled.push_back(*std::move(info));
+    // The next row is of this answer only if the drafted token before it is the chosen one.
+    const size_t drafted = static_cast<size_t>(i);
+    if (drafted >= sequence.draft.size() || id != sequence.draft[drafted] || Ends(sequence, id)) {
+      return;
     }
   }
 }
@@ -230,11 +305,12 @@ void Scheduler::Commit(const absl::Status& forward, double now) {
     if (!forward.ok()) {
       const std::string reason(forward.message().data(), forward.message().size());
       End(*sequence, absl::InternalError(absl::StrCat("the forward pass failed: ", reason)), now);
-    } else if (!sequence->sample_status.ok()) {
-      End(*sequence, sequence->sample_status, now);
     } else {
       CommitSequence(*sequence, now);
     }
+  }
+  if (speculator_ != nullptr && forward.ok() && prompt_rows_ == 0) {
+    speculator_->ObserveStep(plan_.Rows(), now - planned_at_);
   }
   planned_.clear();
   DropEnded(running_);
@@ -242,42 +318,62 @@ void Scheduler::Commit(const absl::Status& forward, double now) {
 
 void Scheduler::CommitSequence(Sequence& sequence, double now) {
   // Before Commit, which drops blocks that others may still resume behind.
-  if (sequence.kv.length <= sequence.prompt_length || sequence.Remaining() > 0) {
+  if (sequence.sample_status.ok() &&
+      (sequence.kv.length <= sequence.prompt_length || sequence.Remaining() > 0)) {
     Remember(sequence, sequence.kv.length == sequence.prompt_length);
   }
-  cache_->Commit(sequence.kv, sequence.kv.length);
   const int32_t prompt = std::min(sequence.kv.length, sequence.prompt_length);
   if (prompt > sequence.counted_prompt) {
     stats_.prompt_tokens += static_cast<uint64_t>(prompt - sequence.counted_prompt);
     sequence.counted_prompt = prompt;
   }
-  if (sequence.sampled.has_value()) {
-    CommitToken(sequence, *std::move(sequence.sampled), now);
+  // What was chosen before a row with bad logits stands, as it would without a draft.
+  if (!sequence.sampled.empty()) CommitTokens(sequence, now);
+  if (sequence.handle == 0) return;  // ended
+  if (!sequence.sample_status.ok()) {
+    End(sequence, sequence.sample_status, now);
   } else if (sequence.ScoreDone()) {
     End(sequence, absl::OkStatus(), now);
+  } else {
+    cache_->Commit(sequence.kv, sequence.kv.length);
   }
 }
 
-void Scheduler::CommitToken(Sequence& sequence, TokenInfo info, double now) {
-  const TokenId id = info.id;
-  sequence.Append(id);
-  sequence.sampler.Accept(id);
-  ++stats_.generated_tokens;
-  ++sequence.account->served;
+void Scheduler::CommitTokens(Sequence& sequence, double now) {
   if (!sequence.first_token.has_value()) sequence.first_token = now;
-
-  const bool end_token = Ends(sequence, id);
-  Chunk chunk = sequence.answer.Append(
-      std::move(info),
-      end_token ? std::string_view() : tokenizer_->TokenBytes(id, /*special=*/false));
-  const bool full = sequence.Generated() >= sequence.max_tokens;
-  const bool ends = end_token || full || sequence.answer.stopped();
-  if (ends) {
+  if (sequence.drafter != Speculation::kOff) {
+    chosen_.clear();
+    for (const TokenInfo& info : sequence.sampled) chosen_.push_back(info.id);
+    speculator_->Observe(sequence.handle, chosen_);
+  }
+  Chunk chunk;
+  bool ends = false;
+  int32_t accepted = 0;
+  for (size_t i = 0; i < sequence.sampled.size() && !ends; ++i) {
+    TokenInfo& info = sequence.sampled[i];
+    const TokenId id = info.id;
+    if (i < sequence.draft.size() && sequence.draft[i] == id) ++accepted;
+    sequence.Append(id);
+    ++stats_.generated_tokens;
+    ++sequence.account->served;
+    const bool end_token = Ends(sequence, id);
+    Chunk told = sequence.answer.Append(
+        std::move(info),
+        end_token ? std::string_view() : tokenizer_->TokenBytes(id, /*special=*/false));
+    chunk.text += told.text;
+    std::move(told.tokens.begin(), told.tokens.end(), std::back_inserter(chunk.tokens));
+    const bool full = sequence.Generated() >= sequence.max_tokens;
+    ends = end_token || full || sequence.answer.stopped();
+    if (!ends) continue;
     sequence.answer.Finish(chunk);
     const bool stop = end_token || sequence.answer.stopped();
     sequence.completion.finish_reason = stop ? FinishReason::kStop : FinishReason::kLength;
     sequence.completion.matched_stop = sequence.answer.matched_stop();
   }
+  if (!sequence.draft.empty()) CountDraft(sequence, accepted);
+  // The last token's keys and values are still to be computed, those behind it never were the
+  // answer's.
+  cache_->Truncate(sequence.kv, sequence.Length() - 1);
   if (!chunk.text.empty() || !chunk.tokens.empty()) {
     Delivery delivery;
     delivery.sink = sequence.sink;
@@ -285,6 +381,24 @@ void Scheduler::CommitToken(Sequence& sequence, TokenInfo info, double now) {
     deliveries_.push_back(std::move(delivery));
   }
   if (ends) End(sequence, absl::OkStatus(), now);
+}
+
+void Scheduler::CountDraft(Sequence& sequence, int32_t accepted) {
+  const int32_t drafted = static_cast<int32_t>(sequence.draft.size());
+  SpeculationStats& own = sequence.completion.speculation;
+  ++own.drafts;
+  own.drafted_tokens += drafted;
+  own.accepted_tokens += accepted;
+  const size_t positions = static_cast<size_t>(drafted);
+  if (own.accepted_per_position.size() < positions) own.accepted_per_position.resize(positions);
+  ++stats_.drafts;
+  stats_.drafted_tokens += static_cast<uint64_t>(drafted);
+  stats_.accepted_tokens += static_cast<uint64_t>(accepted);
+  for (size_t i = 0; i < static_cast<size_t>(accepted); ++i) {
+    ++own.accepted_per_position[i];
+    ++stats_.accepted_per_position[i];
+  }
+  sequence.draft.clear();
 }
 
 bool Scheduler::Ends(const Sequence& sequence, TokenId id) const {
@@ -299,6 +413,7 @@ void Scheduler::End(Sequence& sequence, absl::Status status, double now) {
   if (status.code() != absl::StatusCode::kInternal) Remember(sequence, true);
   ReleasePages(sequence);
   shares_.Leave(sequence.request.priority, sequence.request.tenant);
+  if (speculator_ != nullptr) speculator_->Forget(sequence.handle);
   by_handle_.erase(sequence.handle);
   sequence.handle = 0;  // marks it for DropEnded
 

@@ -15,9 +15,15 @@
 // does not change (preemption by recompute). Requests with one prompt compute it once: the others
 // wait for the first as long as it gets on.
 //
-// A step: Plan, the model's Forward, Sample, Commit. Submit and Cancel may come at any time between
-// those calls; together with Plan, Commit and the rest they are serialised by the caller. Sample
-// touches only sequences of the plan and needs no lock against Submit, Cancel and Stats.
+// With a speculator a decoding sequence gives the rows of its draft too, all with logits. Each is
+// sampled as if it stood alone, with the draw of its position; the draft is kept as far as it is
+// what was chosen, and the rest is cut off the cache before it is committed. So drafts change the
+// number of steps, never an answer.
+//
+// A step: Draft (or not), Plan, the model's Forward, Sample, Commit. Submit and Cancel may come at
+// any time between those calls; together with Plan, Commit and the rest they are serialised by the
+// caller. Draft and Sample touch only running sequences and need no lock against Submit, Cancel and
+// Stats.
 #pragma once
 
 #include <cstdint>
@@ -32,6 +38,7 @@
 #include "absl/status/statusor.h"
 #include "cogumi/engine.h"
 #include "engine/decode/sampler.h"
+#include "engine/decode/speculator.h"
 #include "engine/memory/kv_cache.h"
 #include "engine/memory/prefix_index.h"
 #include "engine/model/model.h"
@@ -52,8 +59,10 @@ struct SchedulerOptions {
   int32_t prefill_chunk = 256;
   double step_target_seconds = 0;  // see EngineOptions
   bool prefix_cache = true;
-  // Rows of logits that scoring may ask for in a step, beside one per running sequence.
-  int32_t score_logit_rows = 32;
+  // Rows of logits in a step for drafts and for scoring together, beside one per running sequence.
+  int32_t extra_logit_rows = 32;
+  // Of requests that do not choose.
+  Speculation speculation = Speculation::kOff;
   std::function<uint64_t()> seed;  // for requests without one; thread-safe
 };
 
@@ -67,11 +76,13 @@ struct Delivery {
 
 class Scheduler {
  public:
-  // Cache and tokenizer outlive the scheduler.
-  Scheduler(SchedulerOptions options, KvCache* cache, const Tokenizer* tokenizer);
+  // Cache, tokenizer and speculator outlive the scheduler. No speculator: nothing is drafted.
+  Scheduler(SchedulerOptions options, KvCache* cache, const Tokenizer* tokenizer,
+            Speculator* speculator = nullptr);
 
   // Checks a request and builds its sequence; const and thread-safe. Errors: INVALID_ARGUMENT
-  // naming the field, OUT_OF_RANGE when prompt and max_tokens exceed the context.
+  // naming the field, OUT_OF_RANGE when prompt and max_tokens exceed the context,
+  // FAILED_PRECONDITION for a drafter that is not here.
   absl::StatusOr<std::unique_ptr<Sequence>> Prepare(GenerationRequest request,
                                                     std::shared_ptr<ResponseSink> sink) const;
   // RESOURCE_EXHAUSTED when max_running + max_queued requests are here already.
@@ -79,6 +90,8 @@ class Scheduler {
   // The request ends with CANCELLED at the next Plan. Unknown handles are ignored.
   void Cancel(RequestHandle handle);
 
+  // Drafts for what will decode in the next step.
+  void Draft();
   // Ends what was cancelled or is late, admits, and plans a step. Null: nothing to compute. The
   // plan is valid until Commit, which must follow.
   const StepPlan* Plan(double now);
@@ -101,8 +114,9 @@ class Scheduler {
   void EndLate(Sequences& sequences, double now);
   void PlanDecode();
   void AddRows(Sequence& sequence, int32_t rows, int32_t logits);
-  // Room for one more row of running_[index]; false when that sequence itself was preempted.
-  bool ExtendByPreempting(size_t index);
+  absl::StatusOr<Speculation> ChooseDrafter(Speculation wanted) const;
+  // Room for one more row of running_[index], or no place for that sequence any more.
+  void ExtendByPreempting(size_t index);
 
   // scheduler_memory.cc: who has a place and pages.
   //
@@ -148,7 +162,10 @@ class Scheduler {
   int32_t PlanPrompt(Sequence& sequence, int32_t limit, int32_t& score_budget);
 
   void CommitSequence(Sequence& sequence, double now);
-  void CommitToken(Sequence& sequence, TokenInfo info, double now);
+  void DescribeRows(const Model& model, Sequence& sequence);
+  void SampleRows(const Model& model, Sequence& sequence);
+  void CommitTokens(Sequence& sequence, double now);
+  void CountDraft(Sequence& sequence, int32_t accepted);
   void SetBytes(TokenInfo& info) const;
   bool Ends(const Sequence& sequence, TokenId id) const;
   // Frees the pages and announces the end; the owner then drops the sequence.
@@ -158,6 +175,7 @@ class Scheduler {
   const SchedulerOptions options_;
   KvCache* const cache_;
   const Tokenizer* const tokenizer_;
+  Speculator* const speculator_;
 
   PrefixIndex index_;
   TenantShares shares_;
@@ -172,6 +190,9 @@ class Scheduler {
   std::vector<Sequence*> planned_;     // parallel to plan_.sequences
   std::vector<Sequence*> prefilling_;  // reused by PlanPrefill
   int32_t prompt_rows_ = 0;            // of the plan, by PlanPrefill
+  std::vector<DraftTarget> targets_;   // reused by Draft
+  std::vector<TokenId> chosen_;        // reused by CommitTokens
+  int32_t draft_rows_ = 0;             // in the plan
   double planned_at_ = 0;
   SamplerScratch scratch_;
   std::vector<Delivery> deliveries_;

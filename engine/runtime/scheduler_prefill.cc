@@ -30,7 +30,7 @@ void Scheduler::PlanPrefill() {
   if (options_.prefix_cache) ShareUnderWay();
   const int32_t others = plan_.Rows();
   int32_t budget = sizer_.Rows(others);
-  int32_t score_budget = options_.score_logit_rows;
+  int32_t score_budget = options_.extra_logit_rows - draft_rows_;
   const std::span<Sequence*> all(prefilling_);
   for (size_t begin = 0, end = 0; begin < all.size() && budget > 0; begin = end) {
     while (end < all.size() && all[end]->request.priority == all[begin]->request.priority) ++end;

@@ -70,15 +70,17 @@ struct Sequence {
   // While another sequence computes what this one needs too: whose handle, and how far it was.
   RequestHandle leader = 0;
   int32_t leader_length = 0;
+  Speculation drafter = Speculation::kOff;
 
   double submitted = 0;
   std::optional<double> admitted;  // first time
   std::optional<double> first_token;
 
   // Of the step that is planned.
+  std::vector<TokenId> draft;  // rows behind the last token's, to be verified
   int32_t first_logit = 0;  // index into StepPlan::logit_rows
   int32_t logits = 0;
-  std::optional<TokenInfo> sampled;
+  std::vector<TokenInfo> sampled;  // the last one is not the draft's, all before it are
   absl::Status sample_status;
 };
 

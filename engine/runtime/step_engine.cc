@@ -20,14 +20,21 @@
 #include "engine/core/clock.h"
 #include "engine/core/sha256.h"
 #include "engine/core/status_macros.h"
+#include "engine/decode/draft_model_drafter.h"
+#include "engine/decode/ngram_drafter.h"
+#include "engine/decode/speculator.h"
 #include "engine/runtime/engine_parts.h"
 #include "engine/runtime/scheduler.h"
 
 namespace cogumi {
 namespace {
 
-// Rows of logits in a step for scoring, beside one per running sequence.
-constexpr int32_t kScoreLogitRows = 32;
+// Rows of logits in a step for drafts and scoring, beside one per running sequence: bounds what
+// they take of memory.
+constexpr int32_t kExtraLogitRows = 32;
+// Tokens that the draft model computes in a step at most to catch up with its sequences.
+constexpr int32_t kDraftChunk = 128;
+static_assert(kDraftChunk >= kExtraLogitRows, "every sequence that drafts has a row");
 
 uint64_t SystemSeed() {
   std::random_device device;
@@ -37,7 +44,7 @@ uint64_t SystemSeed() {
 class StepEngine : public Engine {
  public:
   StepEngine(const EngineOptions& options, EngineParts parts, std::unique_ptr<KvCache> cache,
-             SchedulerOptions scheduler_options);
+             std::unique_ptr<Speculator> speculator, SchedulerOptions scheduler_options);
   ~StepEngine() override;
 
   absl::StatusOr<TokenizedPrompt> Tokenize(const Prompt& prompt) const override;
@@ -74,6 +81,7 @@ class StepEngine : public Engine {
   const std::unique_ptr<ChatTemplate> chat_template_;
   const std::unique_ptr<cogumi::Model> model_;
   const std::unique_ptr<KvCache> cache_;
+  const std::unique_ptr<Speculator> speculator_;
   Receipt configuration_;
 
   // Written by the digest thread before digest_known_.
@@ -94,7 +102,8 @@ class StepEngine : public Engine {
 };
 
 StepEngine::StepEngine(const EngineOptions& options, EngineParts parts,
-                       std::unique_ptr<KvCache> cache, SchedulerOptions scheduler_options)
+                       std::unique_ptr<KvCache> cache, std::unique_ptr<Speculator> speculator,
+                       SchedulerOptions scheduler_options)
     : clock_(options.clock != nullptr ? options.clock : Clock::Real()),
       watchdog_seconds_(options.watchdog_seconds),
       pool_(std::move(parts.pool)),
@@ -102,8 +111,10 @@ StepEngine::StepEngine(const EngineOptions& options, EngineParts parts,
       chat_template_(std::move(parts.chat_template)),
       model_(std::move(parts.model)),
       cache_(std::move(cache)),
+      speculator_(std::move(speculator)),
       description_(std::move(parts.description)),
-      scheduler_(std::move(scheduler_options), cache_.get(), tokenizer_.get()) {
+      scheduler_(std::move(scheduler_options), cache_.get(), tokenizer_.get(),
+                 speculator_.get()) {
   configuration_.kernel_configuration = model_->kernel_configuration();
   configuration_.kernel_digest = Sha256::Hex(
       absl::StrCat(configuration_.kernel_configuration, "\nengine ", COGUMI_VERSION, "\n"));
@@ -237,7 +248,15 @@ void StepEngine::Steps() {
       if (status.ok()) scheduler_.Sample(*model_);
     }
     lock.lock();
-    if (plan != nullptr) scheduler_.Commit(status, clock_->Now());
+    if (plan != nullptr) {
+      scheduler_.Commit(status, clock_->Now());
+      // What was chosen is told before the next tokens are drafted, which may take a while.
+      scheduler_.TakeDeliveries(deliveries);
+      lock.unlock();
+      Deliver(deliveries);
+      scheduler_.Draft();
+      lock.lock();
+    }
     step_started_.store(kNoStep, std::memory_order_relaxed);
   }
   scheduler_.EndAll(absl::UnavailableError("the engine is shutting down"), clock_->Now());
@@ -290,6 +309,10 @@ absl::Status ValidateEngineOptions(const EngineOptions& options) {
     return absl::InvalidArgumentError(absl::StrCat(
         "step_target_seconds: ", options.step_target_seconds, " is not a time"));
   }
+  RETURN_IF_ERROR(CheckInteger("draft_kv_bytes", options.draft_kv_bytes, 1, int64_t{1} << 46));
+  if (options.speculation == Speculation::kDefault) {
+    return absl::InvalidArgumentError("speculation: the engine's own choice cannot be 'default'");
+  }
   if (!(options.watchdog_seconds > 0 && std::isfinite(options.watchdog_seconds))) {
     return absl::InvalidArgumentError(
         absl::StrCat("watchdog_seconds: ", options.watchdog_seconds, " is not a positive time"));
@@ -302,8 +325,15 @@ ModelOptions ModelOptionsFor(const EngineOptions& options) {
   model.kernels = options.kernels;
   model.activations = options.activations;
   model.kv_format = options.kv_format;
-  model.max_rows = options.max_running + options.prefill_chunk;
-  model.max_logit_rows = options.max_running + kScoreLogitRows;
+  model.max_rows = options.max_running + options.prefill_chunk + kExtraLogitRows;
+  model.max_logit_rows = options.max_running + kExtraLogitRows;
+  return model;
+}
+
+ModelOptions DraftModelOptionsFor(const EngineOptions& options) {
+  ModelOptions model = ModelOptionsFor(options);
+  model.max_rows = kDraftChunk;
+  model.max_logit_rows = std::min(options.max_running, kExtraLogitRows);
   return model;
 }
 
@@ -323,6 +353,18 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateEngineFromParts(const EngineOption
   // A sequence must fit into the cache when it runs alone: that is what makes preemption end.
   const int64_t held = cache->LongestSequence();
 
+  std::unique_ptr<Speculator> speculator;
+  if (options.speculation != Speculation::kOff) {
+    std::unique_ptr<DraftModelDrafter> by_model;
+    if (parts.draft_model != nullptr) {
+      ASSIGN_OR_RETURN(by_model, DraftModelDrafter::Create(std::move(parts.draft_model),
+                                                           options.draft_kv_bytes, kDraftChunk));
+    }
+    speculator = std::make_unique<Speculator>(
+        std::make_unique<NgramDrafter>(), std::move(by_model),
+        options.clock != nullptr ? options.clock : Clock::Real());
+  }
+
   SchedulerOptions scheduler;
   scheduler.vocabulary = config.vocabulary_size;
   scheduler.context_length = static_cast<int32_t>(std::min<int64_t>(wanted, held));
@@ -331,11 +373,12 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateEngineFromParts(const EngineOption
   scheduler.prefill_chunk = options.prefill_chunk;
   scheduler.step_target_seconds = options.step_target_seconds;
   scheduler.prefix_cache = options.prefix_cache;
-  scheduler.score_logit_rows = kScoreLogitRows;
+  scheduler.extra_logit_rows = kExtraLogitRows;
+  scheduler.speculation = options.speculation;
   scheduler.seed = parts.seed != nullptr ? std::move(parts.seed) : SystemSeed;
   parts.description.context_length = scheduler.context_length;
   return std::make_unique<StepEngine>(options, std::move(parts), std::move(cache),
-                                      std::move(scheduler));
+                                      std::move(speculator), std::move(scheduler));
 }
 
 }  // namespace cogumi

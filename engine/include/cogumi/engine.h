@@ -36,6 +36,7 @@ struct GenerationRequest {
   std::string template_digest;   // goes into the receipt
   std::string adapter;           // digest of a loaded adapter; empty: the base alone
   SamplingParams sampling;
+  Speculation speculation = Speculation::kDefault;
   bool score = false;  // only log-probabilities of the prompt; nothing is generated
 };
 
@@ -75,6 +76,10 @@ struct EngineStats {
   uint64_t prefix_hits = 0;       // prompt tokens found there
   uint64_t prefix_evictions = 0;  // pages
   double step_seconds = 0;  // total time in steps
+  uint64_t drafts = 0;      // verified, one a sequence and step
+  uint64_t drafted_tokens = 0;
+  uint64_t accepted_tokens = 0;
+  std::vector<uint64_t> accepted_per_position;  // of the draft, from its first token on
 };
 
 struct TokenizedPrompt {
@@ -104,7 +109,8 @@ class Engine {
 
   // Checks the request and queues it. Errors: INVALID_ARGUMENT naming the field, OUT_OF_RANGE
   // (context overflow, naming both numbers), NOT_FOUND (the adapter is not loaded),
-  // RESOURCE_EXHAUSTED (queue full), UNAVAILABLE (draining). On an error the sink is never called.
+  // FAILED_PRECONDITION (a drafter that is not here), RESOURCE_EXHAUSTED (queue full), UNAVAILABLE
+  // (draining). On an error the sink is never called.
   virtual absl::StatusOr<RequestHandle> Submit(GenerationRequest request,
                                                std::shared_ptr<ResponseSink> sink) = 0;
   // Ends a request with CANCELLED before the step after next; unknown handles are ignored.

@@ -6,6 +6,8 @@
 #include <string>
 #include <string_view>
 
+#include "cogumi/types.h"
+
 namespace cogumi {
 
 class Clock;
@@ -113,6 +115,11 @@ struct EngineOptions {
   // chunk is made smaller, by measurement. 0: it is always prefill_chunk.
   double step_target_seconds = 0.05;
   bool prefix_cache = true;        // keep computed prompts and answers for requests that go on
+  // Of requests that do not choose; kOff refuses those that do. With kDraftModel n-gram lookup can
+  // be chosen too.
+  Speculation speculation = Speculation::kNgram;
+  std::string draft_model_path;          // GGUF with the same vocabulary; for kDraftModel only
+  int64_t draft_kv_bytes = 128LL << 20;  // budget of the draft model's own KV cache
   double watchdog_seconds = 5;     // a step longer than this makes the engine unhealthy
   const Clock* clock = nullptr;    // null: the real one
 };

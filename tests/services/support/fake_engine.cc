@@ -59,6 +59,11 @@ FakeEngine::FakeEngine(FakeEngineOptions options) : options_(std::move(options))
   stats_.kv_pages = 64;
   stats_.kv_bytes = 1 << 20;
   stats_.kv_blocks = {{"int8", 3, 3 << 14}, {"int4", 5, 5 << 13}};
+  // Made up: nothing is drafted here.
+  stats_.drafts = 6;
+  stats_.drafted_tokens = 9;
+  stats_.accepted_tokens = 7;
+  stats_.accepted_per_position = {5, 2};
   if (options_.automatic) thread_ = std::thread([this] { Loop(); });
 }
 

@@ -116,6 +116,7 @@ TEST_F(EngineTest, AnswersAMessage) {
 TEST_F(EngineTest, TheAnswerDoesNotDependOnTheBatchOrOnPreemption) {
   Write();
   EngineOptions options = Options();
+  options.speculation = Speculation::kOff;  // has tests of its own; here pages are to run out
   const auto request = [](int i) {
     GenerationRequest r = Request(std::string(static_cast<size_t>(20 + 9 * i), 'a') + "z", 100);
     r.sampling.temperature = i % 2 == 0 ? 0.0f : 0.8f;

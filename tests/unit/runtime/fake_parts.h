@@ -176,7 +176,7 @@ class FakeModel : public Model {
         state = FakeState(state, token, plan.roles[static_cast<size_t>(row)]);
         std::memcpy(Slot(cache, sequence, position), &state, sizeof(state));
         if (wanted < plan.logit_rows.size() && plan.logit_rows[wanted] == row) {
-          logits_.push_back(FakeLogits(state, token));
+          logits_.push_back(logits_of ? logits_of(state, token) : FakeLogits(state, token));
           summaries_.push_back(Summarise(logits_.back()));
           ++wanted;
         }
@@ -194,6 +194,8 @@ class FakeModel : public Model {
   KernelTable table = ReferenceKernels();
   // Called first in Forward, on the caller's thread; an error is what Forward answers.
   std::function<absl::Status(const StepPlan&)> on_forward;
+  // Instead of FakeLogits.
+  std::function<std::vector<float>(uint64_t state, TokenId token)> logits_of;
 
  private:
   static std::byte* Slot(const KvCache& cache, const StepSequence& sequence, int32_t position) {

@@ -5,6 +5,8 @@
 #include <utility>
 #include <vector>
 
+#include "engine/core/clock.h"
+#include "engine/decode/speculator.h"
 #include "engine/runtime/scheduler.h"
 #include "gtest/gtest.h"
 #include "tests/unit/runtime/fake_parts.h"
@@ -12,14 +14,20 @@
 namespace cogumi {
 
 struct SchedulerHarness {
-  explicit SchedulerHarness(SchedulerOptions from, int pages = 64)
-      : options(Completed(std::move(from), pages)),
+  // `drafter`: asked for every request that does not choose; null: no speculation.
+  explicit SchedulerHarness(SchedulerOptions from, int pages = 64,
+                            std::unique_ptr<Drafter> drafter = nullptr)
+      : options(Completed(std::move(from), pages, drafter != nullptr)),
         model(options.context_length, Limits(options)),
         cache(*KvCache::Create(model.kv_shape(),
                                static_cast<int64_t>(model.kv_shape().WideBytes()) * pages)),
-        scheduler(options, cache.get(), &tokenizer) {}
+        speculator(drafter == nullptr ? nullptr
+                                      : std::make_unique<Speculator>(std::move(drafter), nullptr,
+                                                                     &clock)),
+        scheduler(options, cache.get(), &tokenizer, speculator.get()) {}
 
-  static SchedulerOptions Completed(SchedulerOptions options, int pages) {
+  static SchedulerOptions Completed(SchedulerOptions options, int pages, bool drafts) {
+    options.speculation = drafts ? Speculation::kNgram : Speculation::kOff;
     options.vocabulary = kFakeVocabulary;
     if (options.context_length == 0) options.context_length = std::min(512, pages * kKvPageTokens);
     if (options.seed == nullptr) options.seed = [] { return uint64_t{12345}; };
@@ -27,8 +35,8 @@ struct SchedulerHarness {
   }
   static ModelOptions Limits(const SchedulerOptions& options) {
     ModelOptions limits;
-    limits.max_rows = options.max_running + options.prefill_chunk;
-    limits.max_logit_rows = options.max_running + options.score_logit_rows;
+    limits.max_rows = options.max_running + options.prefill_chunk + options.extra_logit_rows;
+    limits.max_logit_rows = options.max_running + options.extra_logit_rows;
     return limits;
   }
 
@@ -59,6 +67,7 @@ struct SchedulerHarness {
     scheduler.Commit(status, now);
     last_forward = status;
     Deliver();
+    scheduler.Draft();
     return rows;
   }
   // Until nothing is left; a step without progress is a failure.
@@ -95,6 +104,8 @@ struct SchedulerHarness {
   FakeModel model;
   FakeTokenizer tokenizer;
   std::unique_ptr<KvCache> cache;
+  FakeClock clock;
+  std::unique_ptr<Speculator> speculator;
   Scheduler scheduler;
   std::function<double(const StepPlan&)> seconds = [](const StepPlan&) { return 1.0; };
   double now = 0;

@@ -6,6 +6,7 @@
 
 #include "gtest/gtest.h"
 #include "tests/support/long_tests.h"
+#include "tests/unit/runtime/oracle_drafter.h"
 #include "tests/unit/runtime/scheduler_harness.h"
 
 namespace cogumi {
@@ -21,7 +22,8 @@ struct Tracked {
 
 class RandomRun {
  public:
-  explicit RandomRun(uint64_t seed) : random_(seed), harness_(Options(), Pages()) {}
+  explicit RandomRun(uint64_t seed)
+      : random_(seed), harness_(Options(), Pages(), RandomDrafter(seed)) {}
 
   void Run() {
     const int operations = 20 + Below(60);
@@ -57,11 +59,16 @@ class RandomRun {
     options.max_running = 1 + Below(6);
     options.max_queued = Below(8);
     options.prefill_chunk = 1 + Below(80);
-    options.score_logit_rows = 1 + Below(12);
+    options.extra_logit_rows = 1 + Below(12);
     options.prefix_cache = Below(5) != 0;
     return options;
   }
   int Pages() { return 3 + Below(7); }
+  // One run of four speculates, well or badly.
+  static std::unique_ptr<Drafter> RandomDrafter(uint64_t seed) {
+    if (seed % 4 != 0) return nullptr;
+    return std::make_unique<OracleDrafter>(seed % 8 == 0 ? 0.9 : 0.4, seed);
+  }
 
   void Submit() {
     GenerationRequest request;
@@ -79,6 +86,7 @@ class RandomRun {
     request.priority = Below(3) == 0 ? Below(5) - 2 : 0;
     if (Below(6) == 0) request.deadline = harness_.now + Below(30);
     request.score = Below(8) == 0;
+    if (Below(5) == 0) request.speculation = Speculation::kOff;
     SamplingParams& sampling = request.sampling;
     sampling.seed = random_();
     if (Below(2) == 0) sampling.temperature = 0;
@@ -225,6 +233,8 @@ TEST(SchedulerRandom, EveryRequestEndsOnceWithTheUndisturbedAnswer) {
     sum.failed += stats.failed;
     sum.finished_stop += stats.finished_stop;
     sum.finished_length += stats.finished_length;
+    sum.drafted_tokens += stats.drafted_tokens;
+    sum.accepted_tokens += stats.accepted_tokens;
   }
   // Every kind of event was there, often.
   EXPECT_GT(sum.preemptions, 500u);
@@ -236,6 +246,9 @@ TEST(SchedulerRandom, EveryRequestEndsOnceWithTheUndisturbedAnswer) {
   EXPECT_GT(sum.failed, 200u);
   EXPECT_GT(sum.finished_stop, 2000u);
   EXPECT_GT(sum.finished_length, 2000u);
+  EXPECT_GT(sum.drafted_tokens, 5000u);
+  EXPECT_GT(sum.accepted_tokens, 2000u);
+  EXPECT_GT(sum.drafted_tokens - sum.accepted_tokens, 1000u);
 }
 
 }  // namespace

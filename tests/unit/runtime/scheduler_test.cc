@@ -450,7 +450,7 @@ TEST(Scheduler, AFailedForwardEndsItsSequences) {
 
 TEST(Scheduler, ScoresEveryTokenAfterTheFirst) {
   SchedulerOptions options;
-  options.score_logit_rows = 7;
+  options.extra_logit_rows = 7;
   SchedulerHarness h(options);
   GenerationRequest request;
   request.tokens = PromptOf(30);

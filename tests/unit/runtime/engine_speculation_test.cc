@@ -1,0 +1,188 @@
+// Every drafter under the whole engine, with the real transformer: answers equal token for token
+// to those without speculation.
+#include <cstdlib>
+#include <filesystem>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cogumi/engine.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/support/long_tests.h"
+#include "tests/support/tiny_model.h"
+#include "tests/unit/runtime/fake_parts.h"
+
+namespace cogumi {
+namespace {
+
+using ::testing::HasSubstr;
+
+class EngineSpeculationTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern =
+        (std::filesystem::temp_directory_path() / "speculation-test-XXXXXX").string();
+    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
+    folder_ = pattern;
+    Write("model", {});
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+
+  void Write(const std::string& name, const testing::TinyModelOptions& model) const {
+    testing::WriteTinyModel(Path(name), model);
+  }
+  std::string Path(const std::string& name) const { return (folder_ / (name + ".gguf")).string(); }
+
+  EngineOptions Options(Speculation speculation, const std::string& draft = "") const {
+    EngineOptions options;
+    options.model_path = Path("model");
+    options.threads = 2;
+    options.kv_bytes = 256 << 10;  // sixteen pages for six sequences of up to four
+    options.max_running = 6;
+    options.max_queued = 1000;
+    options.prefill_chunk = 32;
+    options.speculation = speculation;
+    if (!draft.empty()) options.draft_model_path = Path(draft);
+    return options;
+  }
+
+  // Byte prompts that repeat themselves in part, so that lookup finds something.
+  static std::vector<GenerationRequest> Requests() {
+    std::mt19937_64 random(11);
+    std::vector<GenerationRequest> requests;
+    for (int i = 0; i < Trials(50); ++i) {
+      GenerationRequest request;
+      const size_t period = 3 + random() % 12;
+      const size_t length = 1 + random() % 90;
+      for (size_t k = 0; k < length; ++k) {
+        request.tokens.push_back(k >= period && random() % 8 != 0
+                                     ? request.tokens[k - period]
+                                     : static_cast<TokenId>('a' + random() % 26));
+      }
+      SamplingParams& sampling = request.sampling;
+      sampling.max_tokens = 1 + static_cast<int32_t>(random() % 120);
+      sampling.seed = random();
+      sampling.ignore_eos = true;
+      sampling.temperature = i % 2 == 0 ? 0.0f : 0.25f * static_cast<float>(1 + random() % 4);
+      if (i % 5 == 1) sampling.top_k = 3;
+      if (i % 5 == 2) sampling.repetition_penalty = 1.2f;
+      if (i % 5 == 3) sampling.stop = {"qz", "\n"};
+      if (i % 5 == 4) sampling.presence_penalty = 0.3f;
+      sampling.logprobs = true;
+      requests.push_back(std::move(request));
+    }
+    return requests;
+  }
+
+  static std::vector<std::shared_ptr<RecordingSink>> Answer(
+      Engine& engine, const std::vector<GenerationRequest>& requests) {
+    std::vector<std::shared_ptr<RecordingSink>> sinks;
+    for (const GenerationRequest& request : requests) {
+      sinks.push_back(std::make_shared<RecordingSink>());
+      const auto handle = engine.Submit(request, sinks.back());
+      EXPECT_TRUE(handle.ok()) << handle.status();
+    }
+    for (const auto& sink : sinks) sink->Wait();
+    return sinks;
+  }
+
+  // How much of the draft was accepted.
+  double ExpectEqualAnswers(const EngineOptions& options) const {
+    const std::vector<GenerationRequest> requests = Requests();
+    const auto plain_engine = Engine::Create(Options(Speculation::kOff));
+    const auto engine = Engine::Create(options);
+    EXPECT_TRUE(engine.ok()) << engine.status();
+    if (!engine.ok() || !plain_engine.ok()) return 0;
+    const auto plain = Answer(**plain_engine, requests);
+    const auto drafted = Answer(**engine, requests);
+    for (size_t i = 0; i < requests.size(); ++i) {
+      EXPECT_TRUE(drafted[i]->status().ok()) << drafted[i]->status();
+      EXPECT_EQ(drafted[i]->tokens(), plain[i]->tokens()) << "prompt " << i;
+      EXPECT_EQ(drafted[i]->text(), plain[i]->text()) << "prompt " << i;
+      EXPECT_EQ(drafted[i]->completion().matched_stop, plain[i]->completion().matched_stop);
+      for (size_t k = 0; k < plain[i]->infos().size() && !HasFailure(); ++k) {
+        EXPECT_EQ(drafted[i]->infos()[k].logprob, plain[i]->infos()[k].logprob);
+      }
+      if (HasFailure()) return 0;
+    }
+    const EngineStats stats = (*engine)->Stats();
+    EXPECT_EQ((*plain_engine)->Stats().drafts, 0u);
+    EXPECT_EQ(stats.kv_pages_used, 0);
+    EXPECT_GT(stats.drafts, 0u);
+    return static_cast<double>(stats.accepted_tokens) / static_cast<double>(stats.drafted_tokens);
+  }
+
+  std::filesystem::path folder_;
+};
+
+TEST_F(EngineSpeculationTest, Lookup) {
+  EXPECT_GT(ExpectEqualAnswers(Options(Speculation::kNgram)), 0.05);
+}
+
+TEST_F(EngineSpeculationTest, TheModelAsItsOwnDraft) {
+  // The same arithmetic and the same draws: everything is accepted, but of penalties' answers.
+  EXPECT_GT(ExpectEqualAnswers(Options(Speculation::kDraftModel, "model")), 0.9);
+}
+
+TEST_F(EngineSpeculationTest, ItsFirstLayer) {
+  testing::TinyModelOptions first;
+  first.layers = 1;
+  Write("first", first);
+  ExpectEqualAnswers(Options(Speculation::kDraftModel, "first"));
+}
+
+TEST_F(EngineSpeculationTest, AnotherModel) {
+  testing::TinyModelOptions other;
+  other.seed = 99;
+  other.context_length = 100;  // shorter than the model's own
+  Write("other", other);
+  EngineOptions options = Options(Speculation::kDraftModel, "other");
+  options.draft_kv_bytes = 64 << 10;  // four pages for six sequences
+  ExpectEqualAnswers(options);
+}
+
+TEST_F(EngineSpeculationTest, DraftModelsAreChecked) {
+  const auto refusal = [](const EngineOptions& options) {
+    return std::string(Engine::Create(options).status().ToString());
+  };
+  EXPECT_THAT(refusal(Options(Speculation::kDraftModel)), HasSubstr("draft_model_path: is empty"));
+  EXPECT_THAT(refusal(Options(Speculation::kNgram, "model")),
+              HasSubstr("draft_model_path: is given"));
+  EXPECT_THAT(refusal(Options(Speculation::kDefault)), HasSubstr("speculation"));
+  EXPECT_THAT(refusal(Options(Speculation::kDraftModel, "absent")), HasSubstr("absent.gguf"));
+  testing::TinyModelOptions without;
+  without.vocabulary = false;
+  without.chat_template = false;
+  Write("without", without);
+  EXPECT_THAT(refusal(Options(Speculation::kDraftModel, "without")),
+              HasSubstr("draft_model_path: token"));
+  EngineOptions options = Options(Speculation::kDraftModel, "model");
+  options.draft_kv_bytes = 0;
+  EXPECT_THAT(refusal(options), HasSubstr("draft_kv_bytes: 0"));
+  options.draft_kv_bytes = 100;
+  EXPECT_THAT(refusal(options), HasSubstr("draft_kv_bytes: 100"));
+}
+
+TEST_F(EngineSpeculationTest, ARequestChooses) {
+  const auto engine = Engine::Create(Options(Speculation::kDraftModel, "model"));
+  ASSERT_TRUE(engine.ok()) << engine.status();
+  GenerationRequest request = Requests().front();
+  request.sampling.max_tokens = 60;
+  for (const Speculation choice : {Speculation::kOff, Speculation::kNgram,
+                                   Speculation::kDraftModel, Speculation::kDefault}) {
+    request.speculation = choice;
+    const auto sink = Answer(**engine, {request}).front();
+    ASSERT_TRUE(sink->status().ok()) << sink->status();
+    const SpeculationStats& stats = sink->completion().speculation;
+    if (choice == Speculation::kOff) {
+      EXPECT_EQ(stats.drafts, 0);
+    } else if (choice != Speculation::kNgram) {
+      EXPECT_EQ(stats.accepted_tokens, stats.drafted_tokens);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace cogumi
