@@ -59,6 +59,20 @@ v1::Role ToProto(MessageRole role) {
 }
 
 // What is at its default stays unset, except the temperature: the command line is greedy.
+v1::Speculation ToProto(Speculation speculation) {
+  switch (speculation) {
+    case Speculation::kOff:
+      return v1::SPECULATION_OFF;
+    case Speculation::kNgram:
+      return v1::SPECULATION_NGRAM;
+    case Speculation::kDraftModel:
+      return v1::SPECULATION_DRAFT_MODEL;
+    case Speculation::kDefault:
+      break;
+  }
+  return v1::SPECULATION_UNSPECIFIED;
+}
+
 void ToProto(const SamplingParams& from, v1::SamplingParams* to) {
   const SamplingParams defaults;
   to->set_temperature(from.temperature);
@@ -185,6 +199,7 @@ absl::Status GatewayClient::Ask(const Question& question,
       added->set_content(message.content);
     }
     request.set_session_id(question.session_id);
+    request.set_speculation(ToProto(question.speculation));
     ToProto(question.sampling, request.mutable_sampling());
     v1::ChatResponse response;
     auto reader = impl_->stub->Chat(&context, request);
@@ -192,6 +207,7 @@ absl::Status GatewayClient::Ask(const Question& question,
   } else {
     v1::CompleteRequest request;
     request.set_text(question.raw);
+    request.set_speculation(ToProto(question.speculation));
     ToProto(question.sampling, request.mutable_sampling());
     v1::CompleteResponse response;
     auto reader = impl_->stub->Complete(&context, request);

@@ -39,6 +39,7 @@ struct Question {
   std::string raw;  // used when there are no messages
   std::string session_id;
   SamplingParams sampling;
+  Speculation speculation = Speculation::kDefault;
 };
 
 struct Answer {

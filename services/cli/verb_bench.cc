@@ -81,7 +81,9 @@ class BenchVerb : public Verb {
         .Choice("kernels", &kernels_, {"", "reference", "avx2", "avx512vnni"},
                 "instruction set; empty: the best of this machine")
         .Choice("activations", &activations_, {"mixed", "exact", "fast", "f32"},
-                "format of activations");
+                "format of activations")
+        .Choice("speculation", &speculation_, {"off", "ngram"},
+                "ngram: drafts by lookup; answers to random prompts are loops, which flatters it");
   }
 
   absl::StatusOr<int> Run() override {
@@ -95,6 +97,7 @@ class BenchVerb : public Verb {
     options.threads = threads;
     options.kernels = kernels_;
     options.activations = ActivationFormatOf(activations_);
+    options.speculation = speculation_ == "ngram" ? Speculation::kNgram : Speculation::kOff;
     for (const Case& one : cases) {
       options.max_running = std::max(options.max_running, one.streams);
     }
@@ -228,6 +231,7 @@ class BenchVerb : public Verb {
                   .Add("threads", threads)
                   .Add("instruction_set", instruction_set)
                   .Add("kernel_configuration", kernels.kernel_configuration)
+                  .Add("speculation", speculation_)
                   .Add("read_bandwidth_bytes_per_second", bandwidth)
                   .Add("bytes_per_token", bytes_per_token)
                   // Of the median, like every figure that is compared.
@@ -248,6 +252,7 @@ class BenchVerb : public Verb {
   std::vector<std::string> depths_ = {"1024", "4096"};
   std::string kernels_;
   std::string activations_ = "mixed";
+  std::string speculation_ = "off";
   uint64_t random_ = 42;
   int64_t requests_ = 0;
   std::unique_ptr<Engine> engine_;

@@ -27,6 +27,8 @@ class RunVerb : public Verb {
     options_.String("system", &system_, "system message; absent: the template's own")
         .String("session", &session_, "keep the turn in this session, and go on from it")
         .Bool("raw", &raw_, "the prompt as it is, without the chat template")
+        .Choice("speculation", &speculation_, {"", "off", "ngram", "draft_model"},
+                "who drafts tokens ahead; empty: the decoder's choice. The answer stays the same")
         .Bool("timings", &timings_, "tokens and times on standard error");
   }
 
@@ -34,6 +36,10 @@ class RunVerb : public Verb {
     const bool named = positionals_.size() == 2;
     Question question;
     ASSIGN_OR_RETURN(question.sampling, sampling_.Get());
+    question.speculation = speculation_ == "off"           ? Speculation::kOff
+                           : speculation_ == "ngram"       ? Speculation::kNgram
+                           : speculation_ == "draft_model" ? Speculation::kDraftModel
+                                                           : Speculation::kDefault;
     const std::string& prompt = positionals_.back();
     if (prompt.empty()) return UsageError("the prompt is empty");
     if (raw_ && !(system_.empty() && session_.empty())) {
@@ -86,6 +92,7 @@ class RunVerb : public Verb {
   SamplingFlags sampling_;
   std::string system_;
   std::string session_;
+  std::string speculation_;
   bool raw_ = false;
   bool timings_ = false;
 };

@@ -181,6 +181,19 @@ absl::Status WithEngineDetails(const absl::Status& status) {
                     "INVALID_FIELD");
 }
 
+Speculation SpeculationOf(v1::Speculation speculation) {
+  switch (speculation) {
+    case v1::SPECULATION_OFF:
+      return Speculation::kOff;
+    case v1::SPECULATION_NGRAM:
+      return Speculation::kNgram;
+    case v1::SPECULATION_DRAFT_MODEL:
+      return Speculation::kDraftModel;
+    default:
+      return Speculation::kDefault;
+  }
+}
+
 v1::FinishReason ToProto(FinishReason reason) {
   switch (reason) {
     case FinishReason::kStop:

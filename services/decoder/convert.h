@@ -25,6 +25,9 @@ absl::StatusOr<Prompt> PromptOf(const v1::ScoreRequest& request);
 // Ranges are the engine's to check.
 SamplingParams SamplingOf(const v1::SamplingParams& sampling);
 
+// Of a request that CheckGenerateRequest has passed.
+Speculation SpeculationOf(v1::Speculation speculation);
+
 // The engine's INVALID_ARGUMENT names the field in words: adds it as a detail too. OUT_OF_RANGE
 // (context overflow) gets the reason CONTEXT_OVERFLOW, a full queue QUEUE_FULL.
 absl::Status WithEngineDetails(const absl::Status& status);

@@ -45,8 +45,9 @@ class FamilyList {
              std::vector<prometheus::ClientMetric::Label> labels = {}) {
     Add(name, help, prometheus::MetricType::Gauge, value, std::move(labels));
   }
-  void Counter(const char* name, const char* help, double value) {
-    Add(name, help, prometheus::MetricType::Counter, value, {});
+  void Counter(const char* name, const char* help, double value,
+               std::vector<prometheus::ClientMetric::Label> labels = {}) {
+    Add(name, help, prometheus::MetricType::Counter, value, std::move(labels));
   }
   std::vector<prometheus::MetricFamily> Take() { return std::move(families_); }
 
@@ -98,6 +99,17 @@ class EngineCollectable : public prometheus::Collectable {
                  number(stats.generated_tokens));
     list.Counter("vllm:num_preemptions_total", "Sequences whose pages were taken away.",
                  number(stats.preemptions));
+    list.Counter("vllm:spec_decode_num_drafts_total", "Drafts that were verified.",
+                 number(stats.drafts));
+    list.Counter("vllm:spec_decode_num_draft_tokens_total", "Tokens of verified drafts.",
+                 number(stats.drafted_tokens));
+    list.Counter("vllm:spec_decode_num_accepted_tokens_total", "Drafted tokens that were accepted.",
+                 number(stats.accepted_tokens));
+    for (size_t i = 0; i < stats.accepted_per_position.size(); ++i) {
+      list.Counter("vllm:spec_decode_num_accepted_tokens_per_pos_total",
+                   "Accepted tokens by position in the draft, from 0.",
+                   number(stats.accepted_per_position[i]), {{"position", std::to_string(i)}});
+    }
     const char* const kPages = "cogumi_kv_pages";
     const char* const kPagesHelp = "Pages of the KV cache by state and precision.";
     list.Gauge(kPages, kPagesHelp, stats.kv_pages_used,

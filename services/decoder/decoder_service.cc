@@ -126,6 +126,7 @@ class GenerateStream : public StreamWriter<v1::GenerateResponse>, public Respons
     }
     sampling_ = SamplingOf(request.sampling());
     priority_ = request.priority();
+    speculation_ = SpeculationOf(request.speculation());
     logprobs_ = sampling_.logprobs;
     features_ = request.features();
     const size_t bytes = BytesOf(*prompt);
@@ -144,6 +145,7 @@ class GenerateStream : public StreamWriter<v1::GenerateResponse>, public Respons
     ASSIGN_OR_RETURN(TokenizedPrompt tokenized, shared_->engine.Tokenize(prompt));
     GenerationRequest request = RequestOf(call().request(), std::move(tokenized));
     request.priority = priority_;
+    request.speculation = speculation_;
     request.sampling = std::move(sampling_);
     auto self = std::static_pointer_cast<GenerateStream>(shared_from_this());
     ASSIGN_OR_RETURN(const RequestHandle handle,
@@ -159,7 +161,11 @@ class GenerateStream : public StreamWriter<v1::GenerateResponse>, public Respons
         first_token_seconds_ = now - call().started();
         shared_->metrics.time_to_first_token.Observe(first_token_seconds_);
       } else {
-        shared_->metrics.inter_token_latency.Observe(now - last_token_);
+        // Tokens that come together share the time between them.
+        const double count = static_cast<double>(chunk.tokens.size());
+        for (size_t i = 0; i < chunk.tokens.size(); ++i) {
+          shared_->metrics.inter_token_latency.Observe((now - last_token_) / count);
+        }
       }
       last_token_ = now;
     }
@@ -225,6 +231,7 @@ class GenerateStream : public StreamWriter<v1::GenerateResponse>, public Respons
   CancelOnce cancel_;
   SamplingParams sampling_;
   int32_t priority_ = 0;
+  Speculation speculation_ = Speculation::kDefault;
   bool logprobs_ = false;
   bool features_ = false;
   double last_token_ = 0;  // step thread only

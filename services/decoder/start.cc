@@ -92,6 +92,12 @@ void DeclareDecoderOptions(OptionSet& set, DecoderConfig* config) {
                 "A step with prompts should take no longer while others decode; 0: any time.")
       .Bool("prefix_cache", &engine.prefix_cache,
             "Keep computed prompts and answers for requests that go on from them.")
+      .Choice("speculation", &config->speculation, {"off", "ngram", "draft_model"},
+              "Who drafts tokens ahead; drafts are verified, answers stay the same.")
+      .String("draft_model", &engine.draft_model_path,
+              "GGUF file with the same vocabulary that drafts, for speculation draft_model.")
+      .Bytes("draft_kv_bytes", &engine.draft_kv_bytes, 1LL << 16, 1LL << 44,
+             "Budget of the draft model's own KV cache.")
       .Duration("watchdog", &engine.watchdog_seconds, 0.05, 3600,
                 "A step longer than this makes the decoder unhealthy.");
 }
@@ -113,6 +119,9 @@ absl::StatusOr<std::unique_ptr<RunningService>> StartDecoder(const DecoderConfig
   if (options.model_path.empty()) options.model_path = DefaultModelPath();
   options.activations = ActivationFormatOf(config.activations);
   options.kv_format = KvFormatOf(config.kv_format);
+  options.speculation = config.speculation == "off"           ? Speculation::kOff
+                        : config.speculation == "draft_model" ? Speculation::kDraftModel
+                                                              : Speculation::kNgram;
   auto decoder = std::make_unique<RunningDecoder>();
   RETURN_IF_ERROR(decoder->Start(config, options));
   return decoder;

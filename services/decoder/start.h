@@ -18,6 +18,7 @@ struct DecoderConfig {
   EngineOptions engine;
   std::string activations = "mixed";  // mixed | exact | fast | f32
   std::string kv_format = "f16";      // f16 | f32 | int8 | int4 | k8v4
+  std::string speculation = "ngram";  // off | ngram | draft_model
 };
 
 // The section "decoder". `config` outlives the set.

@@ -171,6 +171,27 @@ def test_models_are_listed(client, pb):
     assert model.digest == "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
+def test_drafts_change_nothing_but_the_figures(client, pb):
+    def answer(speculation):
+        request = client.request("Repeat this sentence three times: the quick brown fox jumps over "
+                                 "the lazy dog and runs away.", max_tokens=64)
+        request.speculation = speculation
+        text, ids, complete = client.answer(request)
+        explained = client.stub.Explain(
+            pb.gateway.ExplainRequest(request_id=complete.request_id), timeout=10)
+        return text, ids, explained.speculation
+    off, lookup = answer(pb.common.SPECULATION_OFF), answer(pb.common.SPECULATION_NGRAM)
+    assert off[:2] == lookup[:2] == answer(pb.common.SPECULATION_UNSPECIFIED)[:2]
+    assert off[2].drafts == 0
+    figures = lookup[2]
+    assert 0 < figures.accepted_tokens <= figures.drafted_tokens
+    assert sum(figures.accepted_per_position) == figures.accepted_tokens
+    with pytest.raises(grpc.RpcError) as refused:
+        answer(pb.common.SPECULATION_DRAFT_MODEL)
+    assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert "no draft model" in refused.value.details()
+
+
 def test_explain_shows_operators_how_it_went(client, pb):
     _, _, complete = client.answer(client.request("Write a Python function that adds.",
                                                   max_tokens=4))

@@ -553,6 +553,26 @@ TEST_F(DecoderTest, DrainLetsTheStreamFinish) {
   drain.join();
 }
 
+TEST_F(DecoderTest, TheRequestChoosesItsDrafter) {
+  Start();
+  const std::pair<v1::Speculation, Speculation> choices[] = {
+      {v1::SPECULATION_UNSPECIFIED, Speculation::kDefault},
+      {v1::SPECULATION_OFF, Speculation::kOff},
+      {v1::SPECULATION_NGRAM, Speculation::kNgram},
+      {v1::SPECULATION_DRAFT_MODEL, Speculation::kDraftModel}};
+  for (const auto& [sent, arrived] : choices) {
+    v1::GenerateRequest request = Text("x");
+    request.set_speculation(sent);
+    ASSERT_TRUE(Generate(request).status.ok());
+    EXPECT_EQ(engine_->LastRequest().speculation, arrived);
+  }
+  v1::GenerateRequest request = Text("x");
+  request.set_speculation(static_cast<v1::Speculation>(9));
+  const absl::Status status = Generate(request).status;
+  EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+  EXPECT_EQ(FieldOf(status), "speculation");
+}
+
 TEST_F(DecoderTest, MetricsMove) {
   Start();
   ASSERT_TRUE(Generate(Text("abc")).status.ok());
@@ -568,6 +588,11 @@ TEST_F(DecoderTest, MetricsMove) {
         "vllm:prefix_cache_queries_total{model_name=\"fake\"} 0",
         "vllm:prefix_cache_hits_total{model_name=\"fake\"} 0",
         "cogumi_kv_pages{state=\"cached\",precision=\"f16\",model_name=\"fake\"} 0",
+        "vllm:spec_decode_num_drafts_total{model_name=\"fake\"} 6",
+        "vllm:spec_decode_num_draft_tokens_total{model_name=\"fake\"} 9",
+        "vllm:spec_decode_num_accepted_tokens_total{model_name=\"fake\"} 7",
+        "vllm:spec_decode_num_accepted_tokens_per_pos_total{position=\"0\",model_name=\"fake\"} 5",
+        "vllm:spec_decode_num_accepted_tokens_per_pos_total{position=\"1\",model_name=\"fake\"} 2",
         "finished_reason=\"stop\",model_name=\"fake\"} 1",
         "vllm:time_to_first_token_seconds_count{model_name=\"fake\"} 1",
         "vllm:inter_token_latency_seconds_count{model_name=\"fake\"} 8",

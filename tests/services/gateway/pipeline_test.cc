@@ -277,6 +277,7 @@ TEST_F(PipelineTest, AnAnswerFromEndToEnd) {
   CallRequest request = Request("hello");
   request.chat->mutable_sampling()->set_temperature(0.5f);
   request.chat->set_priority(3);
+  request.chat->set_speculation(v1::SPECULATION_OFF);
   request.context.traceparent = "trace";
   Running running = Start(std::move(request));
   ASSERT_EQ(backends_.streams.size(), 1u);
@@ -284,6 +285,7 @@ TEST_F(PipelineTest, AnAnswerFromEndToEnd) {
   EXPECT_EQ(Prompt(Stream(0)), "U:hello|");
   EXPECT_EQ(sent.sampling().temperature(), 0.5f);
   EXPECT_EQ(sent.priority(), 3);
+  EXPECT_EQ(sent.speculation(), v1::SPECULATION_OFF);
   EXPECT_TRUE(sent.features());
   EXPECT_EQ(Stream(0).context.tenant, "acme");
   EXPECT_EQ(Stream(0).context.request_id, "r1");
