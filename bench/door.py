@@ -70,7 +70,8 @@ def main():
     arguments = parse_arguments()
     with tempfile.TemporaryDirectory(prefix="cogumi-bench-") as folder:
         stubs = serving.load_stubs(folder)
-        cluster = serving.Cluster(folder)
+        # Both sides without drafts: random prompts are answered with loops, which are easy to draft.
+        cluster = serving.Cluster(folder, "--decoder.speculation", "off")
         try:
             rates, report = measure(arguments, cluster, stubs)
         finally:

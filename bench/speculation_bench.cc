@@ -1,0 +1,286 @@
+// cogumi-speculation-bench: answers to given prompts with and without drafts, in turns, as JSON.
+// bench/speculation gives it the tasks and reads the figures.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <condition_variable>
+#include <fstream>
+#include <iostream>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "cogumi/engine.h"
+#include "engine/core/clock.h"
+#include "engine/core/status_macros.h"
+
+namespace cogumi::bench {
+namespace {
+
+struct Options {
+  std::string model_path;
+  std::string draft_model_path;
+  std::string tasks_path;
+  std::vector<int> batches = {1};
+  double temperature = 0;
+  int32_t max_tokens = 128;
+  int groups = 0;  // of a batch, at most; 0: all
+  int threads = 0;
+};
+
+struct Task {
+  std::string kind;
+  std::string prompt;
+};
+
+// When tokens came, and which.
+class Recorder : public ResponseSink {
+ public:
+  void OnChunk(Chunk chunk) override {
+    const double now = Clock::Real()->Now();
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (const TokenInfo& token : chunk.tokens) {
+      tokens_.push_back(token.id);
+      times_.push_back(now);
+    }
+  }
+  void OnFinished(absl::Status status, Completion completion) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    status_ = std::move(status);
+    completion_ = std::move(completion);
+    done_ = true;
+    condition_.notify_all();
+  }
+  absl::Status Wait() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    condition_.wait(lock, [this] { return done_; });
+    return status_;
+  }
+  // After the end.
+  const std::vector<TokenId>& tokens() const { return tokens_; }
+  const std::vector<double>& times() const { return times_; }
+  const Completion& completion() const { return completion_; }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable condition_;
+  bool done_ = false;
+  absl::Status status_;
+  Completion completion_;
+  std::vector<TokenId> tokens_;
+  std::vector<double> times_;
+};
+
+struct GroupResult {
+  // From the moment when all streams of the group have their first token: prompts are not
+  // speculation's business.
+  double seconds = 0;
+  int64_t tokens = 0;
+  double whole_seconds = 0;
+  std::vector<std::vector<TokenId>> answers;
+  SpeculationStats stats;
+};
+
+// Somebody says the same again and again: such text is easy to draft and worth nothing.
+bool Loops(const std::vector<TokenId>& tokens) {
+  std::map<std::vector<TokenId>, int> counts;
+  for (size_t i = 0; i + 4 <= tokens.size(); ++i) {
+    const auto at = tokens.begin() + static_cast<std::ptrdiff_t>(i);
+    if (++counts[std::vector<TokenId>(at, at + 4)] >= 4) return true;
+  }
+  return false;
+}
+
+class Bench {
+ public:
+  Bench(const Options& options, std::unique_ptr<Engine> engine)
+      : options_(options), engine_(std::move(engine)) {}
+
+  absl::StatusOr<GroupResult> Run(const std::vector<const Task*>& tasks, Speculation speculation) {
+    std::vector<std::shared_ptr<Recorder>> streams;
+    const double start = Clock::Real()->Now();
+    for (const Task* task : tasks) {
+      ASSIGN_OR_RETURN(TokenizedPrompt prompt,
+                       engine_->Tokenize(std::vector<Message>{{MessageRole::kUser, task->prompt}}));
+      GenerationRequest request;
+      request.tokens = std::move(prompt.tokens);
+      // Another tenant each time: no prompt is found in a cache.
+      request.tenant = absl::StrCat("tenant-", ++runs_);
+      request.sampling.temperature = static_cast<float>(options_.temperature);
+      request.sampling.max_tokens = options_.max_tokens;
+      request.sampling.seed = 1234 + static_cast<uint64_t>(task - first_task_);
+      request.speculation = speculation;
+      streams.push_back(std::make_shared<Recorder>());
+      RETURN_IF_ERROR(engine_->Submit(std::move(request), streams.back()).status());
+    }
+    GroupResult result;
+    double all_began = 0;
+    double end = 0;
+    for (const auto& stream : streams) {
+      RETURN_IF_ERROR(stream->Wait());
+      all_began = std::max(all_began, stream->times().front());
+      end = std::max(end, stream->times().back());
+    }
+    for (const auto& stream : streams) {
+      for (const double time : stream->times()) result.tokens += time > all_began ? 1 : 0;
+      result.answers.push_back(stream->tokens());
+      Add(stream->completion().speculation, result.stats);
+    }
+    result.seconds = end - all_began;
+    result.whole_seconds = end - start;
+    return result;
+  }
+
+  static void Add(const SpeculationStats& from, SpeculationStats& to) {
+    to.drafts += from.drafts;
+    to.drafted_tokens += from.drafted_tokens;
+    to.accepted_tokens += from.accepted_tokens;
+    const size_t positions = from.accepted_per_position.size();
+    if (to.accepted_per_position.size() < positions) to.accepted_per_position.resize(positions);
+    for (size_t i = 0; i < positions; ++i) {
+      to.accepted_per_position[i] += from.accepted_per_position[i];
+    }
+  }
+
+  absl::StatusOr<nlohmann::json> Measure(const std::vector<Task>& tasks, Speculation drafter) {
+    first_task_ = tasks.data();
+    nlohmann::json rows = nlohmann::json::array();
+    std::map<std::string, std::vector<const Task*>> by_kind;
+    for (const Task& task : tasks) by_kind[task.kind].push_back(&task);
+    for (const auto& [kind, all] : by_kind) {
+      // Which answers are left out: the same at any batch, with and without drafts.
+      std::vector<const Task*> kept;
+      for (size_t i = 0; i < all.size(); i += 8) {
+        const std::vector<const Task*> group(
+            all.begin() + static_cast<std::ptrdiff_t>(i),
+            all.begin() + static_cast<std::ptrdiff_t>(std::min(all.size(), i + 8)));
+        ASSIGN_OR_RETURN(const GroupResult result, Run(group, Speculation::kOff));
+        for (size_t k = 0; k < group.size(); ++k) {
+          if (!Loops(result.answers[k]) && result.answers[k].size() > 8) kept.push_back(group[k]);
+        }
+      }
+      for (const int batch : options_.batches) {
+        if (kept.empty()) continue;
+        ASSIGN_OR_RETURN(nlohmann::json row, MeasureBatch(kept, batch, drafter));
+        row["task"] = kind;
+        row["prompts"] = all.size();
+        row["left_out"] = all.size() - kept.size();
+        rows.push_back(std::move(row));
+      }
+    }
+    return rows;
+  }
+
+ private:
+  absl::StatusOr<nlohmann::json> MeasureBatch(const std::vector<const Task*>& tasks, int batch,
+                                              Speculation drafter) {
+    const size_t size = static_cast<size_t>(batch);
+    size_t groups = std::max<size_t>(1, tasks.size() / size);
+    if (options_.groups > 0) groups = std::min(groups, static_cast<size_t>(options_.groups));
+    nlohmann::json plain_seconds = nlohmann::json::array(), seconds = nlohmann::json::array();
+    nlohmann::json plain_tokens = nlohmann::json::array(), tokens = nlohmann::json::array();
+    double whole_plain = 0;
+    double whole = 0;
+    int different = 0;
+    SpeculationStats stats;
+    for (size_t g = 0; g < groups; ++g) {
+      std::vector<const Task*> group;
+      for (size_t i = 0; i < size; ++i) group.push_back(tasks[(g * size + i) % tasks.size()]);
+      GroupResult without, with;
+      for (const bool draft_now : {g % 2 == 0, g % 2 != 0}) {  // who begins changes
+        ASSIGN_OR_RETURN(GroupResult result, Run(group, draft_now ? drafter : Speculation::kOff));
+        (draft_now ? with : without) = std::move(result);
+      }
+      different += without.answers == with.answers ? 0 : 1;
+      plain_seconds.push_back(without.seconds);
+      plain_tokens.push_back(without.tokens);
+      seconds.push_back(with.seconds);
+      tokens.push_back(with.tokens);
+      whole_plain += without.whole_seconds;
+      whole += with.whole_seconds;
+      Add(with.stats, stats);
+    }
+    return nlohmann::json{{"batch", batch},
+                          {"groups", groups},
+                          {"different", different},
+                          {"plain_seconds", plain_seconds},
+                          {"plain_tokens", plain_tokens},
+                          {"seconds", seconds},
+                          {"tokens", tokens},
+                          {"whole_plain_seconds", whole_plain},
+                          {"whole_seconds", whole},
+                          {"drafts", stats.drafts},
+                          {"drafted", stats.drafted_tokens},
+                          {"accepted", stats.accepted_tokens},
+                          {"accepted_per_position", stats.accepted_per_position}};
+  }
+
+  const Options options_;
+  const std::unique_ptr<Engine> engine_;
+  const Task* first_task_ = nullptr;
+  int64_t runs_ = 0;
+};
+
+absl::StatusOr<nlohmann::json> RunBench(const Options& options) {
+  std::ifstream file(options.tasks_path);
+  const nlohmann::json input = nlohmann::json::parse(file, nullptr, /*allow_exceptions=*/false);
+  if (!input.is_array() || input.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(options.tasks_path, ": no list of tasks"));
+  }
+  std::vector<Task> tasks;
+  for (const nlohmann::json& task : input) {
+    tasks.push_back({task.value("kind", ""), task.value("prompt", "")});
+  }
+  EngineOptions engine_options;
+  engine_options.model_path = options.model_path;
+  engine_options.threads = options.threads;
+  engine_options.max_running = *std::max_element(options.batches.begin(), options.batches.end());
+  engine_options.max_running = std::max(engine_options.max_running, 8);
+  engine_options.kv_bytes = int64_t{1} << 30;
+  const bool by_model = !options.draft_model_path.empty();
+  if (by_model) {
+    engine_options.speculation = Speculation::kDraftModel;
+    engine_options.draft_model_path = options.draft_model_path;
+    engine_options.draft_kv_bytes = int64_t{1} << 30;
+  }
+  ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, Engine::Create(engine_options));
+  const std::string configuration = engine->Configuration().kernel_configuration;
+  Bench bench(options, std::move(engine));
+  ASSIGN_OR_RETURN(nlohmann::json rows, bench.Measure(tasks, by_model ? Speculation::kDraftModel
+                                                                      : Speculation::kNgram));
+  return nlohmann::json{{"kernel_configuration", configuration},
+                        {"temperature", options.temperature},
+                        {"max_tokens", options.max_tokens},
+                        {"rows", rows}};
+}
+
+int Main(int argc, char** argv) {
+  Options options;
+  CLI::App app("Answers with and without drafts, in turns, as JSON.", "cogumi-speculation-bench");
+  app.add_option("model", options.model_path, "GGUF file")->required();
+  app.add_option("tasks", options.tasks_path, "JSON: a list of {kind, prompt}")->required();
+  app.add_option("--draft-model", options.draft_model_path, "GGUF file; none: n-gram lookup");
+  app.add_option("--batches", options.batches, "streams at once")->delimiter(',');
+  app.add_option("--temperature", options.temperature)->check(CLI::Range(0.0, 2.0));
+  app.add_option("--max-tokens", options.max_tokens, "of an answer")->check(CLI::Range(2, 4096));
+  app.add_option("--groups", options.groups, "of a batch, at most; 0: all prompts");
+  app.add_option("--threads", options.threads, "0: one per core")->check(CLI::Range(0, 1024));
+  CLI11_PARSE(app, argc, argv);
+  const absl::StatusOr<nlohmann::json> result = RunBench(options);
+  if (!result.ok()) {
+    std::cerr << "cogumi-speculation-bench: " << result.status().message() << "\n";
+    return 1;
+  }
+  std::cout << result->dump() << std::endl;
+  return 0;
+}
+
+}  // namespace
+}  // namespace cogumi::bench
+
+int main(int argc, char** argv) { return cogumi::bench::Main(argc, argv); }
