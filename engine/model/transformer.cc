@@ -51,9 +51,8 @@ class Transformer : public Model {
         kernels_(*kernels),
         weights_(std::move(weights)),
         pool_(*pool) {
-    kernel_configuration_ =
-        absl::StrCat(kernels_.name, "/", NameOf(options.activations), "/kv-",
-                     NameOf(options.kv_format));
+    kernel_configuration_ = absl::StrCat(kernels_.name, "/", NameOf(options.activations), "/kv-",
+                                         NameOf(options.kv_format));
     const size_t rows = static_cast<size_t>(options.max_rows);
     const size_t width = static_cast<size_t>(config_.embedding_length);
     const size_t q_width = static_cast<size_t>(config_.heads * config_.head_dim);
@@ -198,8 +197,8 @@ class Transformer : public Model {
         return absl::InvalidArgumentError(
             absl::StrCat("step plan: narrow block ", page.narrow, " of page ", i));
       }
-      const bool wide = !narrows || !SeesNarrow(sequence.first_position, i) ||
-                        !cache.NarrowMade(page);
+      const bool wide =
+          !narrows || !SeesNarrow(sequence.first_position, i) || !cache.NarrowMade(page);
       if (wide && !cache.wide().Valid(page.wide)) {
         return absl::InvalidArgumentError(
             absl::StrCat("step plan: block ", page.wide, " of page ", i));
@@ -385,8 +384,8 @@ class Transformer : public Model {
 
       if (!stores_.empty()) {
         const StoreKvArgs store{kv_rows_.data(), stores_.data(), layout};
-        Panels(static_cast<int>(stores_.size()) * config_.kv_heads, thread,
-               [&](int begin, int end) { kernels_.store_kv(store, begin, end); });
+        pool_.ForEach(static_cast<int>(stores_.size()) * config_.kv_heads, thread,
+                      [&](int begin, int end) { kernels_.store_kv(store, begin, end); });
       }
 
       PagedAttentionArgs attention;
@@ -402,8 +401,8 @@ class Transformer : public Model {
       pool_.Barrier();
       if (!merges_.empty()) {
         attention.items = merges_.data();
-        Panels(static_cast<int>(merges_.size()), thread,
-               [&](int begin, int end) { kernels_.merge_attention(attention, begin, end); });
+        pool_.ForEach(static_cast<int>(merges_.size()), thread,
+                      [&](int begin, int end) { kernels_.merge_attention(attention, begin, end); });
       }
 
       forms = {};

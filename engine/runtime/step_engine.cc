@@ -309,7 +309,7 @@ absl::Status ValidateEngineOptions(const EngineOptions& options) {
     return absl::InvalidArgumentError(absl::StrCat(
         "step_target_seconds: ", options.step_target_seconds, " is not a time"));
   }
-  RETURN_IF_ERROR(CheckInteger("draft_kv_bytes", options.draft_kv_bytes, 1, int64_t{1} << 46));
+  RETURN_IF_ERROR(CheckInteger("draft_kv_bytes", options.draft_kv_bytes, kKvBytesRange));
   if (options.speculation == Speculation::kDefault) {
     return absl::InvalidArgumentError("speculation: the engine's own choice cannot be 'default'");
   }
