@@ -62,22 +62,6 @@ std::optional<double> ParseWithUnit(std::string_view text, const Unit (&units)[k
 
 std::string FormatNumber(double value) { return Cat(value); }
 
-// Levenshtein distance.
-size_t EditDistance(std::string_view a, std::string_view b) {
-  std::vector<size_t> row(b.size() + 1);
-  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
-  for (size_t i = 1; i <= a.size(); ++i) {
-    size_t diagonal = row[0];
-    row[0] = i;
-    for (size_t j = 1; j <= b.size(); ++j) {
-      const size_t above = row[j];
-      row[j] = std::min({above + 1, row[j - 1] + 1, diagonal + (a[i - 1] == b[j - 1] ? 0 : 1)});
-      diagonal = above;
-    }
-  }
-  return row[b.size()];
-}
-
 absl::Status OutOfRange(const std::string& name, const std::string& value,
                         const std::string& range) {
   return absl::InvalidArgumentError(
@@ -406,20 +390,6 @@ std::string FormatBytes(int64_t bytes) {
 std::string FormatDuration(double seconds) {
   if (seconds > 0 && seconds < 1) return Cat(seconds * 1e3, "ms");
   return Cat(seconds, "s");
-}
-
-std::string Suggest(std::string_view word, const std::vector<std::string>& candidates) {
-  std::string best;
-  // A third of the word may be wrong: more is another word.
-  size_t best_distance = std::max<size_t>(word.size() / 3, 2) + 1;
-  for (const std::string& candidate : candidates) {
-    const size_t distance = EditDistance(word, candidate);
-    if (distance < best_distance) {
-      best_distance = distance;
-      best = candidate;
-    }
-  }
-  return best;
 }
 
 OptionSet::OptionSet(std::string section) : section_(std::move(section)) {}

@@ -18,6 +18,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "engine/core/suggest.h"
 
 namespace cogumi::services {
 
@@ -28,8 +29,7 @@ absl::StatusOr<double> ParseDuration(std::string_view text);
 std::string FormatBytes(int64_t bytes);
 std::string FormatDuration(double seconds);
 
-// The candidate nearest to `word` by edit distance, or "" when none is near.
-std::string Suggest(std::string_view word, const std::vector<std::string>& candidates);
+using cogumi::Suggest;
 
 // The options of one section. Targets must outlive the set; they hold the defaults.
 class OptionSet {

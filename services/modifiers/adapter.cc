@@ -8,12 +8,11 @@
 
 #include "engine/core/sha256.h"
 #include "engine/core/status_macros.h"
+#include "engine/io/json.h"
+#include "engine/io/lora_tensors.h"
 #include "services/common/config.h"
 #include "services/common/text.h"
 #include "services/modifiers/files.h"
-#include "services/modifiers/json.h"
-#include "services/modifiers/peft_config.h"
-#include "services/modifiers/safetensors.h"
 
 namespace cogumi::services {
 namespace {
@@ -80,68 +79,6 @@ absl::StatusOr<Card> ParseCard(std::string_view text) {
 
 // --- weights -------------------------------------------------------------------------------------
 
-struct Linear {
-  const char* block;
-  int64_t in;
-  int64_t out;
-};
-
-Linear LinearOf(const std::string& module, const BaseModel& base) {
-  const int64_t width = base.embedding_length;
-  const int64_t queries = int64_t{base.heads} * base.head_length;
-  const int64_t keys = int64_t{base.kv_heads} * base.head_length;
-  const int64_t inner = base.feed_forward_length;
-  if (module == "q_proj") return {"self_attn", width, queries};
-  if (module == "k_proj" || module == "v_proj") return {"self_attn", width, keys};
-  if (module == "o_proj") return {"self_attn", queries, width};
-  if (module == "down_proj") return {"mlp", inner, width};
-  return {"mlp", width, inner};  // gate_proj, up_proj
-}
-
-// Names and shapes that the configuration promises.
-std::map<std::string, std::vector<int64_t>> ExpectedTensors(const PeftConfig& config,
-                                                            const BaseModel& base) {
-  std::map<std::string, std::vector<int64_t>> expected;
-  for (int32_t layer = 0; layer < base.layers; ++layer) {
-    for (const std::string& module : config.target_modules) {
-      const Linear linear = LinearOf(module, base);
-      const std::string prefix =
-          Cat("base_model.model.model.layers.", layer, ".", linear.block, ".", module, ".lora_");
-      expected[prefix + "A.weight"] = {config.rank, linear.in};
-      expected[prefix + "B.weight"] = {linear.out, config.rank};
-    }
-  }
-  return expected;
-}
-
-std::string FormatShape(const std::vector<int64_t>& shape) {
-  std::string text = "[";
-  for (size_t i = 0; i < shape.size(); ++i) text += Cat(i == 0 ? "" : ", ", shape[i]);
-  return text + "]";
-}
-
-absl::Status CheckTensors(const SafetensorsHeader& header, const PeftConfig& config,
-                          const BaseModel& base) {
-  const auto bad = [](const std::string& what) {
-    return absl::InvalidArgumentError(Cat(kWeightsFile, ": ", what));
-  };
-  auto expected = ExpectedTensors(config, base);
-  for (const TensorEntry& tensor : header.tensors) {
-    const auto it = expected.find(tensor.name);
-    if (it == expected.end()) {
-      return bad(Cat("tensor ", ToValidUtf8(TruncateUtf8(tensor.name, 120)),
-                     " belongs to no target module of the base's ", base.layers, " layers"));
-    }
-    if (tensor.shape != it->second) {
-      return bad(Cat("tensor ", tensor.name, " has shape ", FormatShape(tensor.shape),
-                     ", the base wants ", FormatShape(it->second)));
-    }
-    expected.erase(it);
-  }
-  if (!expected.empty()) return bad(Cat("tensor ", expected.begin()->first, " is missing"));
-  return absl::OkStatus();
-}
-
 // True when every exponent is below all ones.
 bool AllFinite(TensorType type, const char* data, size_t bytes) {
   if (type == TensorType::kF32) {
@@ -174,7 +111,8 @@ absl::StatusOr<std::pair<std::string, int64_t>> InspectWeights(const File& file,
   RETURN_IF_ERROR(file.Read(first.size(), json.size(), json.data()));
   const auto header = ParseSafetensorsHeader(json, file.bytes());
   if (!header.ok()) return InFile(kWeightsFile, header.status());
-  RETURN_IF_ERROR(CheckTensors(*header, config, base));
+  const auto tensors = FindLoraTensors(*header, config, base.shape());
+  if (!tensors.ok()) return InFile(kWeightsFile, tensors.status());
 
   Sha256 digest;
   digest.Update(std::string_view(first));

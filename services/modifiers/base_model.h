@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "engine/io/lora_tensors.h"
 
 namespace cogumi::services {
 
@@ -18,6 +19,10 @@ struct BaseModel {
   int32_t kv_heads = 3;
   int32_t head_length = 64;
   int32_t feed_forward_length = 1536;
+
+  LlamaShape shape() const {
+    return {layers, embedding_length, heads, kv_heads, head_length, feed_forward_length};
+  }
 };
 
 // From a GGUF file: the shape from its header, the digest from all of its bytes (about a second per

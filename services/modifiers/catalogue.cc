@@ -14,11 +14,11 @@
 #include <utility>
 
 #include "engine/core/status_macros.h"
+#include "engine/io/json.h"
 #include "services/common/logging.h"
 #include "services/common/request_context.h"
 #include "services/common/status.h"
 #include "services/common/text.h"
-#include "services/modifiers/json.h"
 
 namespace cogumi::services {
 namespace {

@@ -9,9 +9,9 @@
 #include <string>
 
 #include "engine/core/sha256.h"
-#include "services/modifiers/json.h"
-#include "services/modifiers/peft_config.h"
-#include "services/modifiers/safetensors.h"
+#include "engine/io/json.h"
+#include "engine/io/peft_config.h"
+#include "engine/io/safetensors.h"
 #include "tests/services/modifiers/adapter_maker.h"
 
 namespace cogumi::services {

@@ -11,7 +11,7 @@
 
 #include "absl/status/statusor.h"
 
-namespace cogumi::services {
+namespace cogumi {
 
 class Json {
  public:
@@ -63,8 +63,12 @@ struct JsonLimits {
   size_t max_values = 65536;
 };
 
+// Text from a file as it may stand in a message: in quotes, escaped, cut at `max_bytes`. The text
+// is UTF-8, as ParseJson hands it out.
+std::string Quoted(std::string_view text, size_t max_bytes = 60);
+
 // INVALID_ARGUMENT with the place for malformed text, a duplicate key or a broken limit. Numbers
 // beyond int64 become doubles.
 absl::StatusOr<Json> ParseJson(std::string_view text, const JsonLimits& limits);
 
-}  // namespace cogumi::services
+}  // namespace cogumi

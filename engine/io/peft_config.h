@@ -7,7 +7,7 @@
 
 #include "absl/status/statusor.h"
 
-namespace cogumi::services {
+namespace cogumi {
 
 inline constexpr int kMaxRank = 64;
 
@@ -18,6 +18,8 @@ struct PeftConfig {
   std::string base_model;  // base_model_name_or_path
   int rank = 0;
   float alpha = 0;
+  // What B A x is multiplied by.
+  float Scale() const { return alpha / static_cast<float>(rank); }
   std::vector<std::string> target_modules;  // in the order of LlamaLinears
 };
 
@@ -26,4 +28,4 @@ struct PeftConfig {
 // matters for training is let through, an unknown one is refused with a suggestion.
 absl::StatusOr<PeftConfig> ParsePeftConfig(std::string_view text);
 
-}  // namespace cogumi::services
+}  // namespace cogumi

@@ -8,7 +8,7 @@
 
 #include "absl/status/statusor.h"
 
-namespace cogumi::services {
+namespace cogumi {
 
 inline constexpr uint64_t kMaxSafetensorsHeader = 1 << 20;
 inline constexpr size_t kMaxTensors = 8192;
@@ -42,4 +42,4 @@ absl::StatusOr<uint64_t> SafetensorsHeaderLength(std::string_view first_eight,
 absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(std::string_view json,
                                                          uint64_t file_bytes);
 
-}  // namespace cogumi::services
+}  // namespace cogumi

@@ -1,15 +1,14 @@
-#include "services/modifiers/peft_config.h"
+#include "engine/io/peft_config.h"
 
 #include <algorithm>
 #include <cmath>
 
 #include "engine/core/status_macros.h"
-#include "services/common/config.h"
-#include "services/common/logging.h"
-#include "services/common/text.h"
-#include "services/modifiers/json.h"
+#include "engine/core/suggest.h"
+#include "engine/io/json.h"
+#include "engine/io/message.h"
 
-namespace cogumi::services {
+namespace cogumi {
 namespace {
 
 // What an option may be.
@@ -157,7 +156,7 @@ absl::StatusOr<PeftConfig> ParsePeftConfig(std::string_view text) {
                                       [&name](const Option& o) { return o.name == name; });
     if (option == std::end(kOptions)) {
       const std::string suggestion = Suggest(name, known);
-      return Refuse(ToValidUtf8(TruncateUtf8(name, 60)),
+      return Refuse(Quoted(name),
                     Cat("unknown option",
                         suggestion.empty() ? "" : Cat("; did you mean ", suggestion, "?")));
     }
@@ -182,7 +181,7 @@ absl::StatusOr<PeftConfig> ParsePeftConfig(std::string_view text) {
   RETURN_IF_ERROR(CheckInitialisation(*root));
   if (const Json* base = root->Find("base_model_name_or_path"); base != nullptr) {
     if (base->string() != nullptr)
-      config.base_model = ToValidUtf8(TruncateUtf8(*base->string(), 256));
+      config.base_model = base->string()->substr(0, 256);
   }
   const Json* rank = root->Find("r");
   if (rank == nullptr || rank->integer() == nullptr || *rank->integer() < 1 ||
@@ -204,4 +203,4 @@ absl::StatusOr<PeftConfig> ParsePeftConfig(std::string_view text) {
   return config;
 }
 
-}  // namespace cogumi::services
+}  // namespace cogumi

@@ -1,13 +1,12 @@
-#include "services/modifiers/json.h"
+#include "engine/io/json.h"
 
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <unordered_set>
 
-#include "services/common/logging.h"
-#include "services/common/text.h"
+#include "engine/io/message.h"
 
-namespace cogumi::services {
+namespace cogumi {
 namespace {
 
 // Builds the tree without recursion and refuses what is beyond the limits while it reads.
@@ -35,7 +34,7 @@ class Builder : public nlohmann::json_sax<nlohmann::json> {
   bool start_object(std::size_t /*elements*/) override { return Open(Json::EmptyObject()); }
   bool key(string_t& key) override {
     if (!keys_.back().insert(key).second) {
-      return Refuse(Cat("key ", JsonString(TruncateUtf8(key, 60)), " is given twice"));
+      return Refuse(Cat("key ", Quoted(key), " is given twice"));
     }
     stack_.back().mutable_object()->emplace_back(std::move(key), Json());
     return true;
@@ -129,9 +128,32 @@ std::string Json::Describe() const {
   if (const bool* flag = boolean()) return *flag ? "true" : "false";
   double value = 0;
   if (number(&value)) return Cat(value);
-  if (const std::string* text = string()) return JsonString(TruncateUtf8(*text, 60));
+  if (const std::string* text = string()) return Quoted(*text);
   if (const Array* items = array()) return Cat("a list of ", items->size());
   return Cat("an object of ", object()->size());
+}
+
+std::string Quoted(std::string_view text, size_t max_bytes) {
+  if (text.size() > max_bytes) {
+    size_t end = max_bytes;
+    while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;
+    text = text.substr(0, end);
+  }
+  std::string out = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') {
+      out += '\\';
+      out += c;
+    } else if (static_cast<unsigned char>(c) < 0x20) {
+      constexpr char kDigits[] = "0123456789abcdef";
+      out += "\\u00";
+      out += kDigits[static_cast<unsigned char>(c) >> 4];
+      out += kDigits[c & 15];
+    } else {
+      out += c;
+    }
+  }
+  return out + '"';
 }
 
 absl::StatusOr<Json> ParseJson(std::string_view text, const JsonLimits& limits) {
@@ -144,4 +166,4 @@ absl::StatusOr<Json> ParseJson(std::string_view text, const JsonLimits& limits) 
   return builder.Take();
 }
 
-}  // namespace cogumi::services
+}  // namespace cogumi

@@ -1,14 +1,13 @@
-#include "services/modifiers/safetensors.h"
+#include "engine/io/safetensors.h"
 
 #include <algorithm>
 #include <limits>
 
 #include "engine/core/status_macros.h"
-#include "services/common/logging.h"
-#include "services/common/text.h"
-#include "services/modifiers/json.h"
+#include "engine/io/json.h"
+#include "engine/io/message.h"
 
-namespace cogumi::services {
+namespace cogumi {
 namespace {
 
 constexpr uint64_t kLengthBytes = 8;
@@ -16,7 +15,7 @@ constexpr size_t kMaxNameBytes = 256;
 constexpr char kMetadata[] = "__metadata__";
 
 absl::Status Bad(const std::string& name, const std::string& what) {
-  return absl::InvalidArgumentError(Cat("tensor ", JsonString(TruncateUtf8(name, 80)), ": ", what));
+  return absl::InvalidArgumentError(Cat("tensor ", Quoted(name, 80), ": ", what));
 }
 
 // Elements of a shape; an error when a dimension is below 1 or the product leaves int64.
@@ -50,7 +49,7 @@ absl::StatusOr<TensorEntry> ReadEntry(const std::string& name, const Json& entry
   if (entry.object() == nullptr) return Bad(name, "its description is no object");
   for (const auto& [key, value] : *entry.object()) {
     if (key != "dtype" && key != "shape" && key != "data_offsets") {
-      return Bad(name, Cat("unknown key ", JsonString(TruncateUtf8(key, 60))));
+      return Bad(name, Cat("unknown key ", Quoted(key)));
     }
   }
   const Json* dtype = entry.Find("dtype");
@@ -163,4 +162,4 @@ absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(std::string_view json,
   return header;
 }
 
-}  // namespace cogumi::services
+}  // namespace cogumi

@@ -1,0 +1,13 @@
+// What somebody may have meant by a name that is not known.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace cogumi {
+
+// The candidate nearest to `word` by edit distance, or "" when none is near.
+std::string Suggest(std::string_view word, const std::vector<std::string>& candidates);
+
+}  // namespace cogumi
