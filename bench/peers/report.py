@@ -56,8 +56,10 @@ def _round_lines(result):
 
 def text(description, threads, results, bounds, void):
     """The whole report, a list of lines."""
-    machines = [machine for result in results.values() for machine in result.machine
-                if result.row.threads == 0]
+    undisturbed = [result for result in results.values()
+                   if result.row.threads == 0 and not result.row.loaded]
+    machines = [machine for result in undisturbed or results.values()
+                for machine in result.machine]
     bandwidths = [machine.bandwidth / 1e9 for machine in machines]
     lines = [
         f"machine          {description['cpu']}, {description['cores']} cores, {threads} threads",

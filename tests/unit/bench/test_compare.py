@@ -131,6 +131,12 @@ def test_all_rows_are_compared_and_checked(run, peers, tmp_path):
         assert row.title in text
 
 
+def test_rows_under_load_or_of_one_thread_alone_are_reported_too(run):
+    for name in ("loaded", "decode-1"):
+        code, text = run("--rows", name, "--rounds", "1")
+        assert code == 0 and "read bandwidth   25.0 GB/s" in text
+
+
 def test_a_slower_row_fails_the_check_and_is_named(run, tmp_path):
     (tmp_path / "prefill").write_text("1599")
     code, text = run("--check")
