@@ -184,6 +184,68 @@ TEST(PrefixIndex, TheEndGivesEverythingBack) {
   EXPECT_EQ(cache->used_bytes(), 0);
 }
 
+// Formats with narrow blocks. The model's part: blocks that a step makes narrow are marked.
+class NarrowIndexTest : public ::testing::TestWithParam<KvFormat> {
+ protected:
+  // A sequence of a text, a chunk a step, as the scheduler does it.
+  int32_t Read(const Text& text, int32_t chunk) {
+    Reader reader(&index_, cache_.get());
+    const int32_t length = static_cast<int32_t>(text.tokens.size());
+    const int32_t taken = reader.Take(text, length - 1);
+    EXPECT_TRUE(KvCache::CanResume(reader.kv.pages, taken, GetParam()));
+    while (reader.kv.length < length) {
+      const int32_t to = std::min(length, reader.kv.length + chunk);
+      EXPECT_TRUE(cache_->Extend(reader.kv, to).ok());
+      for (const KvPage& page : reader.kv.pages) {
+        if (page.narrow != kNoBlock) cache_->SetNarrowMade(page);
+      }
+      reader.Insert(text, to == length);
+      cache_->Commit(reader.kv, to);
+    }
+    reader.End();
+    EXPECT_EQ(index_.evictable_bytes(), cache_->used_bytes());
+    return taken;
+  }
+
+  const std::unique_ptr<KvCache> cache_ =
+      *KvCache::Create(KvShape{1, 1, 16, GetParam()}, int64_t{1} << 20);
+  PrefixIndex index_{cache_.get()};
+};
+
+TEST_P(NarrowIndexTest, ALongTextKeepsFewWideBlocksAndIsFoundAtItsEnd) {
+  for (const int32_t chunk : {1, 17, 64, 1000}) {
+    EXPECT_EQ(Read(TextOf(700), chunk), 0);
+    EXPECT_EQ(index_.pages(), 10);
+    // The first page and the last, behind which the next one goes on.
+    EXPECT_EQ(index_.evictable_wide(), 2) << chunk;
+    EXPECT_EQ(index_.evictable_narrow(), 8) << chunk;
+    EXPECT_EQ(Read(TextOf(701), chunk), 640);
+    while (index_.EvictOne()) {
+    }
+    EXPECT_EQ(cache_->used_bytes(), 0);
+  }
+}
+
+TEST_P(NarrowIndexTest, TheSamePromptOfWholePagesIsFoundAPageEarlier) {
+  Read(TextOf(640), 64);
+  EXPECT_EQ(Read(TextOf(640), 64), 576);
+}
+
+TEST_P(NarrowIndexTest, WherePathsPartTheThirdGoesOn) {
+  Text first = TextOf(700);
+  Read(first, 64);
+  Text second = first;
+  Text third = first;
+  for (size_t i = 320; i < 700; ++i) second.tokens[i] = 60;
+  for (size_t i = 320; i < 700; ++i) third.tokens[i] = 61;
+  EXPECT_EQ(Read(second, 64), 64);  // the wide blocks before the parting are gone, but the first
+  EXPECT_EQ(Read(third, 64), 320);
+  EXPECT_EQ(Read(second, 64), 640);
+}
+
+INSTANTIATE_TEST_SUITE_P(Formats, NarrowIndexTest,
+                         ::testing::Values(KvFormat::kInt4, KvFormat::kK8V4));
+
 // Random sequences over few texts, held against what every page must contain, and against the
 // blocks that somebody holds.
 class RandomIndex {
