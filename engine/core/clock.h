@@ -1,6 +1,7 @@
 // Time, injected so that tests need no sleeps.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 
 namespace cogumi {
@@ -16,14 +17,15 @@ class Clock {
   static const Clock* Real();
 };
 
+// Moved by the test, read by the threads under test.
 class FakeClock : public Clock {
  public:
-  double Now() const override { return now_; }
-  double UnixNow() const override { return 1.7e9 + now_; }
+  double Now() const override { return now_.load(); }
+  double UnixNow() const override { return 1.7e9 + now_.load(); }
   void Advance(double seconds) { now_ += seconds; }
 
  private:
-  double now_ = 0;
+  std::atomic<double> now_ = 0;
 };
 
 }  // namespace cogumi
