@@ -4,6 +4,7 @@
 //   T::SumOfSquares(x, n)                    in an order that depends on n only
 //   T::MatmulTile(w, panel, act, slot, n, tile)
 //                                            tile[n][32] = 32 outputs of n <= 64 slots of a kind
+//   T::ShrinkBlock, T::ExpandRows            see lora_ops.h
 //   T::ToHalf(v, out)                        32 floats -> binary16
 //   T::Swiglu(gate, up, out)                 32 values
 //   T::Store, T::Attend                      see kv_store.h and attention.h
@@ -15,6 +16,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "engine/kernels/lora_ops.h"
 #include "engine/kernels/ops.h"
 
 namespace cogumi {
@@ -66,6 +68,12 @@ struct FusedOps {
         T::StoreBlock(*a.out, i / kBlockInputs, slot, y, m);
       }
     }
+  }
+
+  // Adds what the adapters of rows [row, row + n) change in a tile.
+  static void AddLora(const LoraSlots* lora, LlamaLinear linear, const PackedMatrix& w, int panel,
+                      int row, int n, float* tile) {
+    if (lora != nullptr) LoraOps<T>::Expand(*lora, linear, panel, w.Panels(), row, n, tile);
   }
 
   // Rotates the adjacent pairs of `v` = outputs [first, first + 32) of a q or k matrix.
@@ -135,6 +143,8 @@ struct FusedOps {
       for (int s0 = 0, n; s0 < a.rows; s0 += n) {
         n = a.in->Run(s0, a.rows, kTileSlots);
         T::MatmulTile(w, panel, *a.in, s0, n, tile);
+        AddLora(a.lora, is_q ? LlamaLinear::kQ : is_v ? LlamaLinear::kV : LlamaLinear::kK, w, panel,
+                s0, n, tile);
         for (int r = 0; r < n; ++r) {
           float* v = tile + r * kPanelRows;
           const int row = a.in->Row(s0 + r);
@@ -158,6 +168,7 @@ struct FusedOps {
       for (int s0 = 0, n; s0 < a.rows; s0 += n) {
         n = a.in->Run(s0, a.rows, kTileSlots);
         T::MatmulTile(*a.w, p, *a.in, s0, n, tile);
+        AddLora(a.lora, a.linear, *a.w, p, s0, n, tile);
         for (int r = 0; r < n; ++r) {
           const size_t row = static_cast<size_t>(a.in->Row(s0 + r));
           float* x = a.x + row * static_cast<size_t>(a.w->rows) + first;
@@ -177,6 +188,8 @@ struct FusedOps {
         n = a.in->Run(s0, a.rows, kTileSlots);
         T::MatmulTile(*a.gate, p, *a.in, s0, n, gate);
         T::MatmulTile(*a.up, p, *a.in, s0, n, up);
+        AddLora(a.lora, LlamaLinear::kGate, *a.gate, p, s0, n, gate);
+        AddLora(a.lora, LlamaLinear::kUp, *a.up, p, s0, n, up);
         for (int r = 0; r < n; ++r) {
           float* v = gate + r * kPanelRows;
           T::Swiglu(v, up + r * kPanelRows, v);
@@ -206,6 +219,7 @@ struct FusedOps {
   static constexpr KernelTable Table(const char* name) {
     return {name,
             NormQuantise,
+            LoraOps<T>::Shrink,
             QkvRopeAppend,
             T::Store::Store,
             T::Attend::Attend,

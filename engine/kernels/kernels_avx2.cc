@@ -7,6 +7,7 @@
 
 #include "engine/kernels/attention_simd.h"
 #include "engine/kernels/fused_ops.h"
+#include "engine/kernels/lora_simd.h"
 #include "engine/kernels/registry.h"
 #include "engine/kernels/simd_ops.h"
 
@@ -217,7 +218,7 @@ void RunMatmul(const PackedMatrix& w, int panel, const Activations& a, int slot,
   }
 }
 
-struct Avx2Tier : SimdOps<Avx2> {
+struct Avx2Tier : SimdOps<Avx2>, LoraSimd<Avx2> {
   static constexpr VocabularyOps kVocabulary = {BlockMaximaAvx2, SoftmaxWeightsAvx2};
   using Store = KvStore<Avx2>;
   using Attend = Attention<SimdAttention<Avx2>>;

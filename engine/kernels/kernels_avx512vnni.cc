@@ -3,6 +3,7 @@
 
 #include "engine/kernels/attention_simd.h"
 #include "engine/kernels/fused_ops.h"
+#include "engine/kernels/lora_simd.h"
 #include "engine/kernels/registry.h"
 #include "engine/kernels/simd_ops.h"
 
@@ -347,7 +348,7 @@ void RunMatmul(const PackedMatrix& w, int panel, const Activations& a, int slot,
   }
 }
 
-struct Avx512Vnni : SimdOps<Avx512> {
+struct Avx512Vnni : SimdOps<Avx512>, LoraSimd<Avx512> {
   static constexpr VocabularyOps kVocabulary = {BlockMaximaAvx512, SoftmaxWeightsAvx512};
   using Store = KvStore<Avx512>;
   using Attend = Attention<SimdAttention<Avx512>>;

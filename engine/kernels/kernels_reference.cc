@@ -270,6 +270,37 @@ struct Reference {
     }
   }
 
+  template <int kRows, int kRanks>
+  static void ShrinkBlock(const float* x, int inputs, const uint16_t* a, const float* scale,
+                          float* values) {
+    const size_t stride = static_cast<size_t>(inputs);
+    const size_t a_stride = static_cast<size_t>(LoraStride(inputs));
+    for (size_t r = 0; r < kRows; ++r) {
+      for (size_t k = 0; k < kRanks; ++k) {
+        double sum = 0;
+        for (size_t i = 0; i < stride; ++i) {
+          sum += static_cast<double>(HalfToFloat(a[k * a_stride + i])) *
+                 static_cast<double>(x[r * stride + i]);
+        }
+        values[r * kLoraValues + k] = scale[k] * static_cast<float>(sum);
+      }
+    }
+  }
+
+  template <int kRows>
+  static void ExpandRows(const float* values, int rank, const uint16_t* b, float* tile) {
+    for (size_t r = 0; r < kRows; ++r) {
+      for (int i = 0; i < kPanelRows; ++i) {
+        double sum = 0;
+        for (int k = 0; k < rank; ++k) {
+          sum += static_cast<double>(HalfToFloat(b[k * kPanelRows + i])) *
+                 static_cast<double>(values[r * kLoraValues + static_cast<size_t>(k)]);
+        }
+        tile[r * kPanelRows + static_cast<size_t>(i)] += static_cast<float>(sum);
+      }
+    }
+  }
+
   static void Swiglu(const float* gate, const float* up, float* out) {
     for (int i = 0; i < kPanelRows; ++i) out[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
   }

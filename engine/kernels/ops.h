@@ -10,6 +10,7 @@
 
 #include "engine/kernels/activations.h"
 #include "engine/kernels/kv_layout.h"
+#include "engine/kernels/lora.h"
 #include "engine/kernels/packed_matrix.h"
 #include "engine/kernels/vocabulary_ops.h"
 
@@ -47,6 +48,7 @@ struct QkvRopeAppendArgs {
   int rope_dim = 0;
   float* kv_rows = nullptr;  // [rows]{ K [kv_heads * head_dim], V the same }
   KvLayout kv;
+  const LoraSlots* lora = nullptr;  // null: no row has an adapter
 };
 
 // Rows of a step that belong into one page, and whether its narrow block is to be made after that:
@@ -102,6 +104,8 @@ struct ProjectResidualArgs {
   const Activations* in = nullptr;
   int rows = 0;
   float* x = nullptr;
+  LlamaLinear linear = LlamaLinear::kO;  // which one w is: kO or kDown
+  const LoraSlots* lora = nullptr;
 };
 
 // out = SiLU(Wgate in) * (Wup in), in the forms that `out` wants.
@@ -111,6 +115,7 @@ struct GateUpSwigluArgs {
   const Activations* in = nullptr;
   int rows = 0;
   Activations* out = nullptr;
+  const LoraSlots* lora = nullptr;
 };
 
 // logits = W in. [slots][W rows]
@@ -135,6 +140,7 @@ struct LogitPartial {
 struct KernelTable {
   const char* name;
   void (*norm_quantise)(const NormQuantiseArgs&, int slot_begin, int slot_end);
+  void (*lora_shrink)(const LoraShrinkArgs&, int slot_begin, int slot_end);
   void (*qkv_rope_append)(const QkvRopeAppendArgs&, int panel_begin, int panel_end);
   void (*store_kv)(const StoreKvArgs&, int begin, int end);
   void (*paged_attention)(const PagedAttentionArgs&, int item_begin, int item_end);

@@ -14,6 +14,7 @@
 
 namespace cogumi {
 
+class AdapterTable;
 class GgufFile;
 
 struct ModelOptions {
@@ -24,6 +25,7 @@ struct ModelOptions {
   int32_t max_logit_rows = 32;
   // Scratch memory grows with rows, vocabulary and widths of the file; beyond this it is refused.
   int64_t max_scratch_bytes = int64_t{4} << 30;
+  int64_t adapter_bytes = 0;  // see EngineOptions
 };
 
 // Statistics of one row of raw logits, in fixed order so that they do not depend on the threads.
@@ -51,6 +53,9 @@ class Model {
   virtual const std::string& kernel_configuration() const = 0;
   // The tier it runs on, for the operations that follow a forward pass.
   virtual const KernelTable& kernels() const = 0;
+
+  // The table that StepSequence::adapter points into; null for a model without adapters.
+  virtual AdapterTable* adapters() { return nullptr; }
 
   // Runs the plan: appends K and V of every row and computes the wanted logits.
   // INVALID_ARGUMENT for a plan that breaks step_plan.h or the limits; nothing is written then.

@@ -16,7 +16,8 @@ struct StepSequence {
   int32_t first_row = 0;
   int32_t rows = 0;
   int32_t first_position = 0;
-  int32_t adapter = -1;  // -1: none; adapters are applied by row ranges, one per sequence
+  // Index into the model's AdapterTable, of an adapter that is held until the step ends; -1: none.
+  int32_t adapter = -1;
 };
 
 struct StepPlan {

@@ -1,5 +1,6 @@
 // The llama forward pass, written down plainly. See engine/kernels/ops.h for the operations.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -10,6 +11,7 @@
 #include "engine/io/gguf.h"
 #include "engine/kernels/registry.h"
 #include "engine/model/activation_buffer.h"
+#include "engine/model/adapter_table.h"
 #include "engine/model/model.h"
 #include "engine/model/weights.h"
 
@@ -50,7 +52,8 @@ class Transformer : public Model {
         options_(options),
         kernels_(*kernels),
         weights_(std::move(weights)),
-        pool_(*pool) {
+        pool_(*pool),
+        adapters_(config_, options.adapter_bytes) {
     kernel_configuration_ = absl::StrCat(kernels_.name, "/", NameOf(options.activations), "/kv-",
                                          NameOf(options.kv_format));
     const size_t rows = static_cast<size_t>(options.max_rows);
@@ -63,6 +66,8 @@ class Transformer : public Model {
       kv_rows_.resize(rows * static_cast<size_t>(2 * config_.kv_heads * config_.head_dim));
     }
     context_.resize(rows);
+    lora_of_row_.resize(rows);
+    lora_of_slot_.resize(rows);
     cosine_.resize(rows * static_cast<size_t>(config_.rope_dim / 2));
     sine_.resize(cosine_.size());
     rope_frequencies_.resize(static_cast<size_t>(config_.rope_dim / 2));
@@ -100,10 +105,13 @@ class Transformer : public Model {
     return summaries_[static_cast<size_t>(index)];
   }
 
+  AdapterTable* adapters() override { return &adapters_; }
+
   absl::Status Forward(const StepPlan& plan, KvCache& cache) override {
     RETURN_IF_ERROR(Check(plan, cache));
     PlaceRows(plan);
     Prepare(plan, cache);
+    PrepareAdapters(plan);
     pool_.Run([&](int thread) { RunThread(plan, cache.shape(), thread); });
     MergeSummaries(static_cast<int>(plan.logit_rows.size()));
     return absl::OkStatus();
@@ -137,7 +145,9 @@ class Transformer : public Model {
       if (sequence.first_row != next || sequence.rows < 1) {
         return bad("sequence rows begin at ", sequence.first_row, ", expected ", next);
       }
-      if (sequence.adapter != -1) return absl::UnimplementedError("step plan: adapters");
+      if (sequence.adapter != -1 && adapters_.At(sequence.adapter) == nullptr) {
+        return bad("adapter ", sequence.adapter, " is not resident");
+      }
       if (sequence.first_position < 0 ||
           sequence.first_position > config_.context_length - sequence.rows) {
         return bad("positions from ", sequence.first_position, ", context ",
@@ -184,6 +194,51 @@ class Transformer : public Model {
     slots_.wide = static_cast<int>(row_of_.size());
     row_of_.insert(row_of_.end(), narrow_rows_.begin(), narrow_rows_.end());
     if (!std::is_sorted(row_of_.begin(), row_of_.end())) slots_.row_of = row_of_.data();
+  }
+
+  // Per slot: its adapter; per step: the runs of slots that share one, and which inputs they need.
+  void PrepareAdapters(const StepPlan& plan) {
+    lora_runs_.clear();
+    lora_groups_.fill(false);
+    for (const StepSequence& s : plan.sequences) {
+      const Adapter* adapter = s.adapter >= 0 ? adapters_.At(s.adapter) : nullptr;
+      const LoraLayer* layers = adapter != nullptr ? adapter->layers() : nullptr;
+      std::fill_n(lora_of_row_.begin() + s.first_row, s.rows, layers);
+      for (int g = 0; g < kLoraGroups && adapter != nullptr; ++g) {
+        lora_groups_[static_cast<size_t>(g)] |= adapter->Changes(static_cast<LoraGroup>(g));
+      }
+    }
+    for (int slot = 0; slot < plan.Rows(); ++slot) {
+      const size_t row = static_cast<size_t>(row_of_[static_cast<size_t>(slot)]);
+      const LoraLayer* layers = lora_of_row_[row];
+      lora_of_slot_[static_cast<size_t>(slot)] = layers;
+      if (layers == nullptr) continue;
+      LoraRun* last = lora_runs_.empty() ? nullptr : &lora_runs_.back();
+      if (last != nullptr && last->layers == layers && last->first + last->count == slot) {
+        ++last->count;
+      } else {
+        lora_runs_.push_back({slot, 1, layers});
+      }
+    }
+    if (!lora_runs_.empty() && lora_values_.empty()) {
+      lora_values_.resize(static_cast<size_t>(options_.max_rows) * kLoraValues);
+      lora_private_.resize(static_cast<size_t>(pool_.size() * kPrivateRows) * kLoraValues);
+    }
+  }
+
+  bool Adapts(LoraGroup group) const { return lora_groups_[static_cast<size_t>(group)]; }
+
+  // Computes the short vectors of a group's adapters for slots [begin, end) from the float32 form
+  // of their input; nothing when no slot's adapter changes the group.
+  void Shrink(const LoraSlots& lora, LoraGroup group, const Activations& in, int begin,
+              int end) const {
+    if (!Adapts(group)) return;
+    LoraShrinkArgs args;
+    args.lora = &lora;
+    args.group = group;
+    args.x = in.f32;
+    args.inputs = in.inputs;
+    kernels_.lora_shrink(args, begin, end);
   }
 
   // Every form in which a row sees a page is there, or can be made.
@@ -319,9 +374,12 @@ class Transformer : public Model {
     }
   }
 
-  // Normalises (or only quantises) rows for the next product: privately when there are few.
+  // Normalises (or only quantises) rows for the next product, and shrinks them for its adapters:
+  // privately when there are few.
   const Activations& Normalise(const float* x, const float* weight, int inputs, int rows,
-                               const Slots& slots, InputForms forms, int thread) {
+                               const Slots& slots, InputForms forms, int thread,
+                               const LoraSlots* lora = nullptr,
+                               LoraGroup group = LoraGroup::kQkv) {
     const bool few = rows <= kPrivateRows;
     // Each thread has its own view; the shared ones point to the same memory.
     Activations& out = few ? private_[static_cast<size_t>(thread)].view
@@ -330,20 +388,17 @@ class Transformer : public Model {
     out.wide_slots = slots.wide;
     out.row_of = slots.row_of;
     out.want_quantised = forms.quantised;
-    out.want_f32 = forms.f32;
+    out.want_f32 = forms.f32 || (lora != nullptr && Adapts(group));
     NormQuantiseArgs args;
     args.x = x;
     args.stride = static_cast<size_t>(inputs);
     args.weight = weight;
     args.epsilon = config_.rms_epsilon;
     args.out = &out;
-    if (few) {
-      kernels_.norm_quantise(args, 0, rows);
-    } else {
-      const auto [begin, end] = pool_.Share(rows, thread);
-      kernels_.norm_quantise(args, begin, end);
-      pool_.Barrier();
-    }
+    const auto [begin, end] = few ? ThreadPool::Range{0, rows} : pool_.Share(rows, thread);
+    kernels_.norm_quantise(args, begin, end);
+    if (lora != nullptr) Shrink(*lora, group, out, begin, end);
+    if (!few) pool_.Barrier();
     return out;
   }
 
@@ -360,14 +415,26 @@ class Transformer : public Model {
       }
       pool_.Barrier();
     }
+    LoraSlots lora;
+    lora.adapters = lora_of_slot_.data();
+    lora.runs = lora_runs_.data();
+    lora.run_count = static_cast<int>(lora_runs_.size());
+    // Few rows: every thread shrinks them for itself, as it normalises them.
+    lora.values = rows <= kPrivateRows
+                      ? lora_private_.data() +
+                            static_cast<size_t>(thread * kPrivateRows) * kLoraValues
+                      : lora_values_.data();
     for (size_t l = 0; l < weights_->layers.size(); ++l) {
       const LayerWeights& layer = weights_->layers[l];
+      lora.layer = static_cast<int>(l);
       const KvLayout layout = kv.Layout(static_cast<int>(l));
 
       InputForms forms;
       for (const PackedMatrix* w : {&layer.q, &layer.k, &layer.v}) forms.Add(*w, format);
       QkvRopeAppendArgs qkv;
-      qkv.in = &Normalise(x_.data(), layer.attention_norm, width, rows, slots_, forms, thread);
+      qkv.in = &Normalise(x_.data(), layer.attention_norm, width, rows, slots_, forms, thread,
+                          &lora, LoraGroup::kQkv);
+      qkv.lora = Adapts(LoraGroup::kQkv) ? &lora : nullptr;
       qkv.wq = &layer.q;
       qkv.wk = &layer.k;
       qkv.wv = &layer.v;
@@ -408,7 +475,9 @@ class Transformer : public Model {
       forms = {};
       forms.Add(layer.o, format);
       ProjectResidualArgs project;
-      project.in = &Normalise(attention_.data(), nullptr, q_width, rows, slots_, forms, thread);
+      project.in = &Normalise(attention_.data(), nullptr, q_width, rows, slots_, forms, thread,
+                              &lora, LoraGroup::kO);
+      project.lora = Adapts(LoraGroup::kO) ? &lora : nullptr;
       project.w = &layer.o;
       project.rows = rows;
       project.x = x_.data();
@@ -418,12 +487,15 @@ class Transformer : public Model {
       forms = {};
       for (const PackedMatrix* w : {&layer.gate, &layer.up}) forms.Add(*w, format);
       GateUpSwigluArgs swiglu;
-      swiglu.in = &Normalise(x_.data(), layer.ffn_norm, width, rows, slots_, forms, thread);
+      swiglu.in = &Normalise(x_.data(), layer.ffn_norm, width, rows, slots_, forms, thread, &lora,
+                             LoraGroup::kGateUp);
+      swiglu.lora = Adapts(LoraGroup::kGateUp) ? &lora : nullptr;
       swiglu.gate = &layer.gate;
       swiglu.up = &layer.up;
       swiglu.rows = rows;
       forms = {};
       forms.Add(layer.down, format);
+      forms.f32 |= Adapts(LoraGroup::kDown);
       Activations ffn = ffn_.view;  // pointers into the shared buffer
       ffn.inputs = config_.feed_forward_length;
       ffn.wide_slots = slots_.wide;
@@ -435,7 +507,16 @@ class Transformer : public Model {
                     [&](int begin, int end) { kernels_.gate_up_swiglu(swiglu, begin, end); });
 
       project.in = &ffn;
+      project.lora = Adapts(LoraGroup::kDown) ? &lora : nullptr;
+      if (project.lora != nullptr) {
+        // Its rows were made by all threads, panel by panel.
+        const bool few = rows <= kPrivateRows;
+        const auto [begin, end] = few ? ThreadPool::Range{0, rows} : pool_.Share(rows, thread);
+        Shrink(lora, LoraGroup::kDown, ffn, begin, end);
+        if (!few) pool_.Barrier();
+      }
       project.w = &layer.down;
+      project.linear = LlamaLinear::kDown;
       pool_.ForEach(layer.down.Panels(), thread,
                     [&](int begin, int end) { kernels_.project_residual(project, begin, end); });
     }
@@ -499,6 +580,7 @@ class Transformer : public Model {
   const KernelTable& kernels_;
   const std::unique_ptr<Weights> weights_;
   ThreadPool& pool_;
+  AdapterTable adapters_;
   std::string kernel_configuration_;
   std::vector<double> rope_frequencies_;  // [rope_dim / 2], radians per position
 
@@ -511,6 +593,11 @@ class Transformer : public Model {
   std::vector<KvPageView> pages_;  // of all sequences
   std::vector<RowContext> context_;
   std::vector<StoreKvItem> stores_;
+  std::vector<const LoraLayer*> lora_of_row_, lora_of_slot_;
+  std::vector<LoraRun> lora_runs_;
+  std::array<bool, kLoraGroups> lora_groups_{};  // that some row's adapter changes
+  // [slots][kLoraValues], shared and one a thread; with the first adapter.
+  std::vector<float> lora_values_, lora_private_;
   std::vector<AttentionItem> items_;
   std::vector<AttentionItem> merges_;      // whose partial results are to be merged
   std::vector<float> partials_of_chunks_;  // of attention

@@ -1,7 +1,5 @@
 #include "engine/model/weights.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -123,29 +121,6 @@ class Loader {
 };
 
 }  // namespace
-
-Arena::~Arena() {
-  if (base_ != nullptr) munmap(base_, bytes_);
-}
-
-absl::Status Arena::Reserve(size_t bytes) {
-  constexpr size_t kHuge = size_t{2} << 20;
-  bytes_ = (std::max<size_t>(bytes, 1) + kHuge - 1) / kHuge * kHuge;
-  void* base = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (base == MAP_FAILED) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("weights: cannot take ", bytes_, " bytes: ", std::strerror(errno)));
-  }
-  base_ = static_cast<uint8_t*>(base);
-  madvise(base_, bytes_, MADV_HUGEPAGE);  // advice: without it all works the same
-  return absl::OkStatus();
-}
-
-uint8_t* Arena::Take(size_t bytes) {
-  uint8_t* p = base_ + used_;
-  used_ += Rounded(bytes);
-  return p;
-}
 
 int64_t BytesPerToken(const GgufFile& file) {
   const bool untied = file.FindTensor("output.weight") != nullptr;

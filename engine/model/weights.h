@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "engine/core/thread_pool.h"
 #include "engine/kernels/packed_matrix.h"
+#include "engine/model/arena.h"
 #include "engine/model/config.h"
 
 namespace cogumi {
@@ -19,25 +20,6 @@ struct LayerWeights {
   PackedMatrix q, k, v, o, gate, up, down;
   const float* attention_norm = nullptr;  // [embedding_length]
   const float* ffn_norm = nullptr;
-};
-
-// Anonymous memory with huge pages where the system has them (+3-5 % of bandwidth).
-class Arena {
- public:
-  Arena() = default;
-  ~Arena();
-  Arena(const Arena&) = delete;
-  Arena& operator=(const Arena&) = delete;
-  // RESOURCE_EXHAUSTED. Once.
-  absl::Status Reserve(size_t bytes);
-  // 64-byte aligned, within what was reserved.
-  uint8_t* Take(size_t bytes);
-  static size_t Rounded(size_t bytes) { return (bytes + 63) & ~static_cast<size_t>(63); }
-
- private:
-  uint8_t* base_ = nullptr;
-  size_t bytes_ = 0;
-  size_t used_ = 0;
 };
 
 struct Weights {

@@ -235,7 +235,8 @@ void Scheduler::AddRows(Sequence& sequence, int32_t rows, int32_t logits) {
     plan_.roles.push_back(drafted < 0 ? sequence.roles[static_cast<size_t>(position)]
                                       : TokenRole::kGenerated);
   }
-  plan_.sequences.push_back({&sequence.kv.pages, first_row, rows, first_position});
+  plan_.sequences.push_back({&sequence.kv.pages, first_row, rows, first_position,
+                             sequence.adapter != nullptr ? sequence.adapter->index : -1});
   sequence.first_logit = static_cast<int32_t>(plan_.logit_rows.size());
   sequence.logits = logits;
   sequence.sampled.clear();

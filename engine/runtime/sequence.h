@@ -14,6 +14,7 @@
 #include "engine/decode/sampler.h"
 #include "engine/memory/kv_cache.h"
 #include "engine/memory/prefix_index.h"
+#include "engine/model/adapter_table.h"
 #include "engine/runtime/tenant_shares.h"
 
 namespace cogumi {
@@ -50,6 +51,7 @@ struct Sequence {
 
   GenerationRequest request;  // its tokens and roles have moved to the vectors below
   std::shared_ptr<ResponseSink> sink;
+  AdapterRef adapter;        // the version that the request began with
   RequestHandle handle = 0;  // grows with arrival
 
   std::vector<TokenId> tokens;   // prompt, then answer

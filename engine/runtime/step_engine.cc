@@ -23,6 +23,7 @@
 #include "engine/decode/draft_model_drafter.h"
 #include "engine/decode/ngram_drafter.h"
 #include "engine/decode/speculator.h"
+#include "engine/model/adapter_table.h"
 #include "engine/runtime/engine_parts.h"
 #include "engine/runtime/scheduler.h"
 
@@ -53,6 +54,12 @@ class StepEngine : public Engine {
   absl::StatusOr<RequestHandle> Submit(GenerationRequest request,
                                        std::shared_ptr<ResponseSink> sink) override;
   void Cancel(RequestHandle handle) override;
+  absl::StatusOr<AdapterLease> LoadAdapter(const std::string& digest,
+                                           const AdapterFiles& files) override;
+  AdapterLease FindAdapter(const std::string& digest) override;
+  void UnloadAdapter(const std::string& digest) override;
+  std::vector<AdapterInfo> Adapters() const override;
+  AdapterStats AdapterUse() const override;
   EngineStats Stats() const override;
   const std::string& ModelId() const override { return description_.id; }
   const ModelDescription& Model() const override;
@@ -191,12 +198,23 @@ absl::StatusOr<std::string> StepEngine::Detokenize(const std::vector<TokenId>& t
 
 absl::StatusOr<RequestHandle> StepEngine::Submit(GenerationRequest request,
                                                  std::shared_ptr<ResponseSink> sink) {
+  AdapterRef adapter;
   if (!request.adapter.empty()) {
-    return absl::NotFoundError(absl::StrCat("adapter: ", request.adapter, " is not loaded"));
+    AdapterTable* table = model_->adapters();
+    const AdapterRef& lease = request.adapter_lease;
+    if (table != nullptr) {
+      const bool leased =
+          lease != nullptr && table->Holds(lease) && lease->digest == request.adapter;
+      adapter = leased ? lease : table->Find(request.adapter);
+    }
+    if (adapter == nullptr) {
+      return absl::NotFoundError(absl::StrCat("adapter: ", request.adapter, " is not resident"));
+    }
   }
   // Outside the lock: a long prompt is not checked at the expense of the step thread.
   ASSIGN_OR_RETURN(std::unique_ptr<Sequence> sequence,
                    scheduler_.Prepare(std::move(request), std::move(sink)));
+  sequence->adapter = std::move(adapter);
   const double now = clock_->Now();
   absl::StatusOr<RequestHandle> handle;
   {
@@ -211,6 +229,33 @@ absl::StatusOr<RequestHandle> StepEngine::Submit(GenerationRequest request,
 void StepEngine::Cancel(RequestHandle handle) {
   const std::lock_guard<std::mutex> lock(mutex_);
   scheduler_.Cancel(handle);
+}
+
+absl::StatusOr<AdapterLease> StepEngine::LoadAdapter(const std::string& digest,
+                                                     const AdapterFiles& files) {
+  if (digest.empty()) return absl::InvalidArgumentError("adapter: its digest is empty");
+  AdapterTable* table = model_->adapters();
+  if (table == nullptr) return absl::UnimplementedError("adapters: this model takes none");
+  return table->Load(digest, files);
+}
+
+AdapterLease StepEngine::FindAdapter(const std::string& digest) {
+  AdapterTable* table = model_->adapters();
+  return table != nullptr ? table->Find(digest) : nullptr;
+}
+
+void StepEngine::UnloadAdapter(const std::string& digest) {
+  if (AdapterTable* table = model_->adapters()) table->Unload(digest);
+}
+
+std::vector<AdapterInfo> StepEngine::Adapters() const {
+  const AdapterTable* table = model_->adapters();
+  return table != nullptr ? table->List() : std::vector<AdapterInfo>();
+}
+
+AdapterStats StepEngine::AdapterUse() const {
+  const AdapterTable* table = model_->adapters();
+  return table != nullptr ? table->Stats() : AdapterStats();
 }
 
 EngineStats StepEngine::Stats() const {
@@ -302,6 +347,7 @@ absl::Status ValidateEngineOptions(const EngineOptions& options) {
   RETURN_IF_ERROR(CheckInteger("threads", options.threads, kThreadsRange));
   RETURN_IF_ERROR(CheckInteger("context_length", options.context_length, kContextLengthRange));
   RETURN_IF_ERROR(CheckInteger("kv_bytes", options.kv_bytes, kKvBytesRange));
+  RETURN_IF_ERROR(CheckInteger("adapter_bytes", options.adapter_bytes, kAdapterBytesRange));
   RETURN_IF_ERROR(CheckInteger("max_running", options.max_running, kMaxRunningRange));
   RETURN_IF_ERROR(CheckInteger("max_queued", options.max_queued, kMaxQueuedRange));
   RETURN_IF_ERROR(CheckInteger("prefill_chunk", options.prefill_chunk, kPrefillChunkRange));
@@ -325,6 +371,7 @@ ModelOptions ModelOptionsFor(const EngineOptions& options) {
   model.kernels = options.kernels;
   model.activations = options.activations;
   model.kv_format = options.kv_format;
+  model.adapter_bytes = options.adapter_bytes;
   model.max_rows = options.max_running + options.prefill_chunk + kExtraLogitRows;
   model.max_logit_rows = options.max_running + kExtraLogitRows;
   return model;
@@ -332,6 +379,7 @@ ModelOptions ModelOptionsFor(const EngineOptions& options) {
 
 ModelOptions DraftModelOptionsFor(const EngineOptions& options) {
   ModelOptions model = ModelOptionsFor(options);
+  model.adapter_bytes = 0;  // adapters are the target's
   model.max_rows = kDraftChunk;
   model.max_logit_rows = std::min(options.max_running, kExtraLogitRows);
   return model;

@@ -86,6 +86,10 @@ class Ruler:
     def tensor(self, name: str) -> np.ndarray:
         return self._tensors[name + ".weight"]
 
+    def merge(self, name: str, difference: np.ndarray) -> None:
+        """Adds to a matrix."""
+        self._tensors[name + ".weight"] = self.tensor(name) + difference.astype(np.float32)
+
     def norm(self, x: np.ndarray, name: str) -> np.ndarray:
         mean_square = np.mean(np.square(x), axis=1, keepdims=True, dtype=np.float32)
         return x * (1 / np.sqrt(mean_square + np.float32(self.shape.epsilon))) * self.tensor(name)

@@ -7,7 +7,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
+#include <fstream>
 #include <iostream>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <string>
@@ -21,6 +23,7 @@
 #include "engine/core/thread_pool.h"
 #include "engine/io/gguf.h"
 #include "engine/memory/kv_cache.h"
+#include "engine/model/adapter_table.h"
 #include "engine/model/model.h"
 #include "engine/model/step_plan.h"
 #include "tools/logits/sequences.h"
@@ -35,13 +38,14 @@ struct LogitsOptions {
   ModelOptions model;
   int threads = 0;
   int32_t chunk = 256;
+  std::string adapter;  // folder
 };
 
 // Feeds one sequence step by step and writes the wanted rows to standard output.
 class SequenceRunner {
  public:
-  SequenceRunner(Model& model, KvCache& cache, int32_t chunk)
-      : model_(model), cache_(cache), chunk_(chunk) {}
+  SequenceRunner(Model& model, KvCache& cache, int32_t chunk, int32_t adapter)
+      : model_(model), cache_(cache), chunk_(chunk), adapter_(adapter) {}
 
   absl::Status Run(const LogitSequence& sequence) {
     KvSequence kv;
@@ -70,6 +74,7 @@ class SequenceRunner {
     step.pages = &kv.pages;
     step.rows = rows;
     step.first_position = position;
+    step.adapter = adapter_;
     plan.sequences.push_back(step);
     for (int32_t row = std::max(0, sequence.logits_from - position); row < rows; ++row) {
       plan.logit_rows.push_back(row);
@@ -89,7 +94,15 @@ class SequenceRunner {
   Model& model_;
   KvCache& cache_;
   const int32_t chunk_;
+  const int32_t adapter_;
 };
+
+absl::StatusOr<std::string> ReadFile(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string bytes{std::istreambuf_iterator<char>(file), {}};
+  if (!file) return absl::NotFoundError(absl::StrCat(path, ": cannot be read"));
+  return bytes;
+}
 
 absl::Status WriteLogits(const LogitsOptions& options) {
   ASSIGN_OR_RETURN(const std::unique_ptr<GgufFile> file, GgufFile::Open(options.model_path));
@@ -115,7 +128,14 @@ absl::Status WriteLogits(const LogitsOptions& options) {
             << "\", \"vocabulary\": " << config.vocabulary_size << ", \"rows\": " << rows
             << ", \"threads\": " << pool.size() << ", \"chunk\": " << options.chunk << "}"
             << std::endl;
-  SequenceRunner runner(*model, *cache, options.chunk);
+  AdapterRef adapter;
+  if (!options.adapter.empty()) {
+    AdapterFiles files;
+    ASSIGN_OR_RETURN(files.config, ReadFile(options.adapter + "/adapter_config.json"));
+    ASSIGN_OR_RETURN(files.weights, ReadFile(options.adapter + "/adapter_model.safetensors"));
+    ASSIGN_OR_RETURN(adapter, model->adapters()->Load(options.adapter, files));
+  }
+  SequenceRunner runner(*model, *cache, options.chunk, adapter != nullptr ? adapter->index : -1);
   for (const LogitSequence& sequence : sequences) RETURN_IF_ERROR(runner.Run(sequence));
   if (std::fflush(stdout) != 0) return absl::UnavailableError("standard output: cannot write");
   return absl::OkStatus();
@@ -138,9 +158,11 @@ int Main(int argc, char** argv) {
   app.add_option("--threads", options.threads, "0: one per core")->check(CLI::Range(0, 1024));
   app.add_option("--chunk", options.chunk, "prompt tokens in a step, at most")
       ->check(CLI::Range(1, 8192));
+  app.add_option("--adapter", options.adapter, "folder of a PEFT adapter to apply");
   CLI11_PARSE(app, argc, argv);
   options.model.max_rows = options.chunk;
   options.model.max_logit_rows = options.chunk;
+  options.model.adapter_bytes = int64_t{1} << 30;
   const absl::Status status = WriteLogits(options);
   if (!status.ok()) {
     std::cerr << "cogumi-logits: " << status.message() << "\n";

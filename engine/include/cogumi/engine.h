@@ -26,6 +26,10 @@ class ResponseSink {
   virtual void OnFinished(absl::Status status, Completion completion) = 0;
 };
 
+// Keeps a resident adapter in memory. Leases may outlive the engine.
+struct ResidentAdapter;
+using AdapterLease = std::shared_ptr<const ResidentAdapter>;
+
 struct GenerationRequest {
   std::string request_id;
   std::string tenant;
@@ -34,7 +38,8 @@ struct GenerationRequest {
   std::vector<TokenId> tokens;   // the prompt, 1..context-1 tokens
   std::vector<TokenRole> roles;  // of the tokens, as Tokenize gives them; empty: all kPrompt
   std::string template_digest;   // goes into the receipt
-  std::string adapter;           // digest of a loaded adapter; empty: the base alone
+  std::string adapter;           // digest of a resident adapter; empty: the base alone
+  AdapterLease adapter_lease;    // of it, so that it is found even when it was unloaded meanwhile
   SamplingParams sampling;
   Speculation speculation = Speculation::kDefault;
   bool score = false;  // only log-probabilities of the prompt; nothing is generated
@@ -108,13 +113,25 @@ class Engine {
                                                  bool special) const = 0;
 
   // Checks the request and queues it. Errors: INVALID_ARGUMENT naming the field, OUT_OF_RANGE
-  // (context overflow, naming both numbers), NOT_FOUND (the adapter is not loaded),
+  // (context overflow, naming both numbers), NOT_FOUND (the adapter is not resident),
   // FAILED_PRECONDITION (a drafter that is not here), RESOURCE_EXHAUSTED (queue full), UNAVAILABLE
   // (draining). On an error the sink is never called.
   virtual absl::StatusOr<RequestHandle> Submit(GenerationRequest request,
                                                std::shared_ptr<ResponseSink> sink) = 0;
   // Ends a request with CANCELLED before the step after next; unknown handles are ignored.
   virtual void Cancel(RequestHandle handle) = 0;
+
+  // Makes an adapter resident under its digest, which is the caller's to verify. While the lease
+  // lives, it stays. Errors: INVALID_ARGUMENT naming file, tensor or option; RESOURCE_EXHAUSTED
+  // (EngineOptions::adapter_bytes, naming the numbers). Takes milliseconds: a step is not delayed.
+  virtual absl::StatusOr<AdapterLease> LoadAdapter(const std::string& digest,
+                                                   const AdapterFiles& files) = 0;
+  // Null when it is not resident.
+  virtual AdapterLease FindAdapter(const std::string& digest) = 0;
+  // Requests that use it finish with it; new ones no longer find it.
+  virtual void UnloadAdapter(const std::string& digest) = 0;
+  virtual std::vector<AdapterInfo> Adapters() const = 0;
+  virtual AdapterStats AdapterUse() const = 0;
 
   virtual EngineStats Stats() const = 0;
   // Model().id, without any wait.

@@ -93,6 +93,7 @@ struct IntegerRange {
 inline constexpr IntegerRange kThreadsRange = {0, 1024};
 inline constexpr IntegerRange kContextLengthRange = {0, 1 << 24};
 inline constexpr IntegerRange kKvBytesRange = {1, int64_t{1} << 46};
+inline constexpr IntegerRange kAdapterBytesRange = {0, int64_t{1} << 46};
 inline constexpr IntegerRange kMaxRunningRange = {1, 1024};
 inline constexpr IntegerRange kMaxQueuedRange = {0, 1 << 20};
 inline constexpr IntegerRange kPrefillChunkRange = {1, 8192};
@@ -108,6 +109,7 @@ struct EngineOptions {
   KvFormat kv_format = KvFormat::kF16;
   int32_t context_length = 0;      // 0: the model's own
   int64_t kv_bytes = 512LL << 20;  // budget of the KV cache; address space until used
+  int64_t adapter_bytes = 256LL << 20;  // budget of resident adapters; 0: none
   int32_t max_running = 32;        // sequences in a step
   int32_t max_queued = 128;        // beyond: RESOURCE_EXHAUSTED
   int32_t prefill_chunk = 256;     // prompt tokens in a step, at most

@@ -127,6 +127,26 @@ struct Completion {
   std::vector<TokenInfo> prompt_logprobs;
 };
 
+// The files of a LoRA adapter as PEFT writes them.
+struct AdapterFiles {
+  std::string config;   // adapter_config.json
+  std::string weights;  // adapter_model.safetensors
+};
+
+struct AdapterInfo {
+  std::string digest;
+  int32_t rank = 0;
+  int64_t bytes = 0;  // of memory
+};
+
+struct AdapterStats {
+  int32_t resident = 0;
+  int64_t bytes = 0;  // of memory, also of those that were unloaded and are still in use
+  int64_t budget_bytes = 0;
+  uint64_t loads = 0;      // adapters that became resident
+  uint64_t evictions = 0;  // that had to go for others
+};
+
 struct ModelDescription {
   std::string id;  // EngineOptions::model_id or the file's stem
   std::string architecture;

@@ -175,6 +175,58 @@ void FakeEngine::Cancel(RequestHandle handle) {
   changed_.notify_all();
 }
 
+namespace {
+
+// A lease is opaque: this one keeps the files alive.
+AdapterLease LeaseOf(const std::shared_ptr<AdapterFiles>& files) {
+  return {files, reinterpret_cast<const ResidentAdapter*>(files.get())};
+}
+
+}  // namespace
+
+absl::StatusOr<AdapterLease> FakeEngine::LoadAdapter(const std::string& digest,
+                                                     const AdapterFiles& files) {
+  if (files.config == "bad") return absl::InvalidArgumentError("adapter_config.json: bad");
+  const std::lock_guard<std::mutex> lock(mutex_);
+  auto& place = adapters_[digest];
+  if (place == nullptr) {
+    place = std::make_shared<AdapterFiles>(files);
+    ++adapter_stats_.loads;
+  }
+  return LeaseOf(place);
+}
+
+AdapterLease FakeEngine::FindAdapter(const std::string& digest) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto found = adapters_.find(digest);
+  return found == adapters_.end() ? nullptr : LeaseOf(found->second);
+}
+
+void FakeEngine::UnloadAdapter(const std::string& digest) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  adapters_.erase(digest);
+}
+
+std::vector<AdapterInfo> FakeEngine::Adapters() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  std::vector<AdapterInfo> list;
+  for (const auto& [digest, files] : adapters_) {
+    list.push_back({digest, 1, static_cast<int64_t>(files->weights.size())});
+  }
+  return list;
+}
+
+AdapterStats FakeEngine::AdapterUse() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  AdapterStats stats = adapter_stats_;
+  stats.budget_bytes = 1000;
+  stats.resident = static_cast<int32_t>(adapters_.size());
+  for (const auto& [digest, files] : adapters_) {
+    stats.bytes += static_cast<int64_t>(files->weights.size());
+  }
+  return stats;
+}
+
 EngineStats FakeEngine::Stats() const {
   std::lock_guard<std::mutex> lock(mutex_);
   EngineStats stats = stats_;
@@ -285,6 +337,7 @@ void FakeEngine::Step() {
     completion.prompt_tokens = sequence->request.tokens;
     completion.receipt = configuration_;
     completion.receipt.template_digest = sequence->request.template_digest;
+    completion.receipt.adapter_digest = sequence->request.adapter;
     completion.receipt.seed = sequence->request.sampling.seed.value_or(7);
     {
       std::lock_guard<std::mutex> lock(mutex_);

@@ -44,6 +44,14 @@ class FakeEngine : public Engine {
   absl::StatusOr<RequestHandle> Submit(GenerationRequest request,
                                        std::shared_ptr<ResponseSink> sink) override;
   void Cancel(RequestHandle handle) override;
+  // Adapters are taken as they are (a config of "bad" is refused); the budget says a thousand
+  // bytes.
+  absl::StatusOr<AdapterLease> LoadAdapter(const std::string& digest,
+                                           const AdapterFiles& files) override;
+  AdapterLease FindAdapter(const std::string& digest) override;
+  void UnloadAdapter(const std::string& digest) override;
+  std::vector<AdapterInfo> Adapters() const override;
+  AdapterStats AdapterUse() const override;
   EngineStats Stats() const override;
   const std::string& ModelId() const override { return model_.id; }
   const ModelDescription& Model() const override {
@@ -96,6 +104,8 @@ class FakeEngine : public Engine {
   std::map<RequestHandle, std::shared_ptr<Sequence>> sequences_;  // in order of arrival
   mutable std::string last_prompt_;
   GenerationRequest last_request_;
+  std::map<std::string, std::shared_ptr<AdapterFiles>> adapters_;
+  AdapterStats adapter_stats_;
   EngineStats stats_;
   RequestHandle next_handle_ = 1;
   uint64_t submitted_ = 0;

@@ -336,7 +336,7 @@ TEST(Model, RefusesPlansThatBreakTheRules) {
   refused([](StepPlan& p) { p.sequences[0].first_position = 62; }, "no pages");
   const std::vector<KvPage> nothing(1);
   refused([&](StepPlan& p) { p.sequences[0].pages = &nothing; }, "block -1 of page 0");
-  refused([](StepPlan& p) { p.sequences[0].adapter = 0; }, "adapters");
+  refused([](StepPlan& p) { p.sequences[0].adapter = 0; }, "adapter 0 is not resident");
 }
 
 absl::Status LoadError(const std::string& bytes, const ModelOptions& options = {}) {

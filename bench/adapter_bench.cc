@@ -1,0 +1,216 @@
+// cogumi-adapter-bench: what adapters cost in the forward pass, as one object of JSON on standard
+// output. bench/modifiers runs it. Every round measures all cases in turns, so that a machine that
+// drifts changes all of them alike.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "bench/lib/machine.h"
+#include "engine/core/status_macros.h"
+#include "engine/core/thread_pool.h"
+#include "engine/io/gguf.h"
+#include "engine/model/adapter_table.h"
+#include "engine/model/model.h"
+
+namespace cogumi::bench {
+namespace {
+
+constexpr int32_t kBatch = 8;
+constexpr int32_t kDepth = 64;     // tokens before the steps that are timed
+constexpr int32_t kPrompt = 256;   // rows of a timed prompt
+constexpr int64_t kAdapterBytes = int64_t{4} << 30;
+
+struct BenchOptions {
+  std::string model_path;
+  std::vector<std::string> adapters;  // folders
+  ModelOptions model;
+  int threads = 0;
+  int rounds = 7;
+  int steps = 48;
+};
+
+double Now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+absl::StatusOr<std::string> ReadFile(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string bytes{std::istreambuf_iterator<char>(file), {}};
+  if (!file) return absl::NotFoundError(absl::StrCat(path, ": cannot be read"));
+  return bytes;
+}
+
+class Runner {
+ public:
+  Runner(Model* model, std::unique_ptr<KvCache> cache) : model_(model), cache_(std::move(cache)) {}
+
+  // Seconds of each of `steps` steps of one token for sequences with these adapters; the adapters
+  // turn by one place a step when `turning`.
+  absl::StatusOr<std::vector<double>> Decode(std::vector<int32_t> adapters, int steps,
+                                             bool turning = false) {
+    std::vector<KvSequence> sequences(adapters.size());
+    std::vector<double> seconds;
+    for (size_t i = 0; i < sequences.size(); ++i) {
+      RETURN_IF_ERROR(Step(&sequences[i], &adapters[i], 1, kDepth));
+    }
+    for (int i = 0; i < steps; ++i) {
+      const double start = Now();
+      RETURN_IF_ERROR(Step(sequences.data(), adapters.data(), sequences.size(), 1));
+      seconds.push_back(Now() - start);
+      if (turning) Turn(&adapters[0]);
+    }
+    for (KvSequence& sequence : sequences) cache_->Release(sequence);
+    return seconds;
+  }
+
+  absl::StatusOr<double> Prefill(int32_t adapter) {
+    KvSequence sequence;
+    const double start = Now();
+    RETURN_IF_ERROR(Step(&sequence, &adapter, 1, kPrompt));
+    const double seconds = Now() - start;
+    cache_->Release(sequence);
+    return seconds;
+  }
+
+  void SetTurns(std::vector<int32_t> indexes) { turns_ = std::move(indexes); }
+
+ private:
+  void Turn(int32_t* adapter) { *adapter = turns_[++turn_ % turns_.size()]; }
+
+  absl::Status Step(KvSequence* sequences, const int32_t* adapters, size_t count, int32_t rows) {
+    StepPlan plan;
+    for (size_t i = 0; i < count; ++i) {
+      const int32_t first = sequences[i].length;
+      RETURN_IF_ERROR(cache_->Extend(sequences[i], first + rows));
+      plan.sequences.push_back({&sequences[i].pages, plan.Rows(), rows, first, adapters[i]});
+      for (int32_t row = 0; row < rows; ++row) {
+        random_ = random_ * 6364136223846793005ULL + 1442695040888963407ULL;
+        plan.tokens.push_back(static_cast<TokenId>(
+            (random_ >> 33) % static_cast<uint64_t>(model_->config().vocabulary_size)));
+        plan.roles.push_back(rows > 1 ? TokenRole::kPrompt : TokenRole::kGenerated);
+      }
+      plan.logit_rows.push_back(plan.Rows() - 1);
+    }
+    RETURN_IF_ERROR(model_->Forward(plan, *cache_));
+    for (size_t i = 0; i < count; ++i) cache_->Commit(sequences[i], sequences[i].length);
+    return absl::OkStatus();
+  }
+
+  Model* const model_;
+  const std::unique_ptr<KvCache> cache_;
+  std::vector<int32_t> turns_;
+  size_t turn_ = 0;
+  uint64_t random_ = 1;
+};
+
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+absl::StatusOr<nlohmann::json> RunBench(const BenchOptions& options) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<GgufFile> file, GgufFile::Open(options.model_path));
+  ThreadPool pool(options.threads > 0 ? options.threads : ThreadPool::AvailableCores());
+  ModelOptions model_options = options.model;
+  model_options.max_rows = kPrompt;
+  model_options.adapter_bytes = kAdapterBytes;
+  ASSIGN_OR_RETURN(const std::unique_ptr<Model> model, Model::Load(*file, model_options, &pool));
+  AdapterTable& table = *model->adapters();
+
+  nlohmann::json result = {{"model", options.model_path},
+                           {"cpu", CpuName()},
+                           {"threads", pool.size()},
+                           {"configuration", model->kernel_configuration()},
+                           {"barrier_seconds", MeasureBarrier(pool)},
+                           {"load_seconds", nlohmann::json::array()},
+                           {"rounds", nlohmann::json::array()}};
+  std::vector<AdapterRef> held;
+  for (const std::string& folder : options.adapters) {
+    AdapterFiles files;
+    ASSIGN_OR_RETURN(files.config, ReadFile(folder + "/adapter_config.json"));
+    ASSIGN_OR_RETURN(files.weights, ReadFile(folder + "/adapter_model.safetensors"));
+    const double start = Now();
+    ASSIGN_OR_RETURN(AdapterRef adapter, table.Load(folder, files));
+    result["load_seconds"].push_back(Now() - start);
+    held.push_back(std::move(adapter));
+  }
+  result["adapter_rank"] = held.front()->adapter->rank();
+  result["adapter_bytes"] = held.front()->bytes;
+
+  const KvShape shape = model->kv_shape();
+  const int64_t pages =
+      int64_t{kBatch} * KvCache::PagesFor(std::max(kPrompt, kDepth + options.steps));
+  ASSIGN_OR_RETURN(std::unique_ptr<KvCache> cache,
+                   KvCache::Create(shape, pages * static_cast<int64_t>(shape.WideBytes())));
+  Runner runner(model.get(), std::move(cache));
+  std::vector<int32_t> many;
+  for (size_t i = 0; i < kBatch; ++i) many.push_back(held[i % held.size()]->index);
+  runner.SetTurns(many);
+  const std::vector<int32_t> none(kBatch, -1);
+  const int32_t one = held.front()->index;
+  struct Case {
+    const char* name;
+    std::vector<int32_t> adapters;
+    bool turning;
+  };
+  const std::vector<Case> cases = {{"decode", {-1}, false},       {"decode_adapter", {one}, false},
+                                   {"decode_turning", {one}, true}, {"batch8", none, false},
+                                   {"batch8_adapters", many, false}};
+  RETURN_IF_ERROR(runner.Decode({one}, options.steps).status());  // warm
+  for (int round = 0; round < options.rounds; ++round) {
+    nlohmann::json figures;
+    for (size_t i = 0; i < cases.size(); ++i) {
+      // Who begins changes.
+      const Case& c = cases[round % 2 == 0 ? i : cases.size() - 1 - i];
+      ASSIGN_OR_RETURN(const std::vector<double> seconds,
+                       runner.Decode(c.adapters, options.steps, c.turning));
+      figures[c.name] = Median(seconds);
+    }
+    ASSIGN_OR_RETURN(figures["prefill"], runner.Prefill(-1));
+    ASSIGN_OR_RETURN(figures["prefill_adapter"], runner.Prefill(one));
+    result["rounds"].push_back(figures);
+  }
+  std::vector<double> finds;
+  for (int i = 0; i < 1000; ++i) {
+    const double start = Now();
+    const AdapterRef found = table.Find(held[static_cast<size_t>(i) % held.size()]->digest);
+    finds.push_back(Now() - start);
+  }
+  result["find_seconds"] = Median(finds);
+  return result;
+}
+
+int Main(int argc, char** argv) {
+  BenchOptions options;
+  CLI::App app("What adapters cost in the forward pass, as JSON.", "cogumi-adapter-bench");
+  app.add_option("model", options.model_path, "GGUF file")->required();
+  app.add_option("adapters", options.adapters, "folders of PEFT adapters")->required();
+  app.add_option("--kernels", options.model.kernels,
+                 "reference, avx2, avx512vnni; none: the best of this machine");
+  app.add_option("--threads", options.threads, "0: one per core")->check(CLI::Range(0, 1024));
+  app.add_option("--rounds", options.rounds, "of all cases")->check(CLI::Range(1, 1000));
+  app.add_option("--steps", options.steps, "of a case in a round")->check(CLI::Range(8, 100000));
+  CLI11_PARSE(app, argc, argv);
+  const absl::StatusOr<nlohmann::json> result = RunBench(options);
+  if (!result.ok()) {
+    std::cerr << "cogumi-adapter-bench: " << result.status().message() << "\n";
+    return 1;
+  }
+  std::cout << result->dump(1) << std::endl;
+  return 0;
+}
+
+}  // namespace
+}  // namespace cogumi::bench
+
+int main(int argc, char** argv) { return cogumi::bench::Main(argc, argv); }
