@@ -118,6 +118,7 @@ void FromProto(const v1::ChatComplete& from, Answer* to) {
                from.timings().decode_seconds(), from.timings().time_to_first_token_seconds()};
   c.receipt.model_digest = from.receipt().model_digest();
   c.receipt.template_digest = from.receipt().template_digest();
+  c.receipt.adapter_digest = from.receipt().adapter_digest();
   c.receipt.kernel_digest = from.receipt().kernel_digest();
   c.receipt.kernel_configuration = from.receipt().kernel_configuration();
   c.receipt.seed = from.receipt().seed();

@@ -238,6 +238,14 @@ std::vector<std::string> Cluster::FlagsOf(const Member& member) const {
   std::vector<std::string> flags = member.flags;
   if (member.name != "gateway") {
     flags.insert(flags.end(), {"--listen", member.address});
+    if (member.name == "decoder") {
+      // A cluster of the decoder alone has no catalogue to follow.
+      const auto catalogue =
+          std::find_if(members_.begin(), members_.end(),
+                       [](const Member& other) { return other.name == "modifiers"; });
+      flags.insert(flags.end(),
+                   {"--modifiers", catalogue != members_.end() ? catalogue->address : ""});
+    }
     return flags;
   }
   if (options_.is_private) flags.insert(flags.end(), {"--listen", member.address});

@@ -54,10 +54,11 @@ absl::StatusOr<int> ServeInThisProcess(const SettingsSource& source,
   place("decoder", &settings.decoder.server.address);
   place("modifiers", &settings.modifiers.server.address);
 
-  // Destroyed from the last to the first: the gateway before what it calls.
-  ASSIGN_OR_RETURN(const auto decoder, services::StartDecoder(settings.decoder));
-  ASSIGN_OR_RETURN(const auto router, services::StartRouter(settings.router));
+  // Destroyed from the last to the first: who calls before what is called.
   ASSIGN_OR_RETURN(const auto modifiers, services::StartModifiers(settings.modifiers));
+  ASSIGN_OR_RETURN(const auto decoder,
+                   services::StartDecoder(settings.decoder, modifiers->host().InProcessChannel()));
+  ASSIGN_OR_RETURN(const auto router, services::StartRouter(settings.router));
   gateway::GatewayChannels channels;
   channels.decoder = decoder->host().InProcessChannel();
   channels.router = router->host().InProcessChannel();

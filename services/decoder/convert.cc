@@ -91,7 +91,10 @@ size_t FindWord(std::string_view text, std::string_view word) {
 absl::Status CheckGenerateRequest(const v1::GenerateRequest& request) {
   if (request.has_grammar()) return NotBuilt("grammar");
   if (!request.tools().empty()) return NotBuilt("tools");
-  if (!request.adapter().empty()) return NotBuilt("adapter");
+  if (request.adapter().size() > kMaxAdapterNameBytes) {
+    return FieldError("adapter", Cat(request.adapter().size(), " bytes, at most ",
+                                     kMaxAdapterNameBytes, " are taken"));
+  }
   if (request.priority() < kMinPriority || request.priority() > kMaxPriority) {
     return FieldError("priority", Cat(request.priority(), " is outside [", kMinPriority, ", ",
                                       kMaxPriority, "]"));
@@ -244,6 +247,7 @@ void ToProto(const Receipt& receipt, v1::Receipt* out) {
   out->set_kernel_digest(receipt.kernel_digest);
   out->set_kernel_configuration(receipt.kernel_configuration);
   out->set_seed(receipt.seed);
+  out->set_adapter_digest(receipt.adapter_digest);
 }
 
 void ToProto(const Completion& completion, v1::GenerateComplete* out) {

@@ -11,6 +11,7 @@ namespace cogumi::services {
 
 inline constexpr size_t kMaxPromptBytes = 4 << 20;
 inline constexpr int kMaxMessages = 1024;
+inline constexpr size_t kMaxAdapterNameBytes = 64;  // also of a digest
 inline constexpr int kMinPriority = -100;
 inline constexpr int kMaxPriority = 100;
 

@@ -1,9 +1,13 @@
 #include "services/decoder/decoder_metrics.h"
 
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_join.h"
+#include "engine/core/clock.h"
 #include "prometheus/metric_family.h"
+#include "services/decoder/adapter_store.h"
 
 namespace cogumi::services {
 namespace {
@@ -155,7 +159,56 @@ class EngineCollectable : public prometheus::Collectable {
   std::string precision_;
 };
 
+class AdapterCollectable : public prometheus::Collectable {
+ public:
+  AdapterCollectable(const Engine& engine, const AdapterStore& adapters, int32_t max_running)
+      : engine_(engine), adapters_(adapters), max_running_(max_running) {}
+
+  std::vector<prometheus::MetricFamily> Collect() const override {
+    const AdapterStoreFigures figures = adapters_.Figures();
+    FamilyList list(engine_.ModelId());
+    const auto number = [](auto value) { return static_cast<double>(value); };
+    // As other servers have it: the labels are what it says, the value is when.
+    list.Gauge("vllm:lora_requests_info", "Adapters that requests run with or wait for.",
+               Clock::Real()->UnixNow(),
+               {{"max_lora", std::to_string(max_running_)},
+                {"running_lora_adapters", absl::StrJoin(figures.running, ",")},
+                {"waiting_lora_adapters", absl::StrJoin(figures.waiting, ",")}});
+    list.Gauge("cogumi_adapters_resident", "Adapters in memory.", figures.engine.resident);
+    list.Gauge("cogumi_adapter_resident_bytes", "Memory that adapters take.",
+               number(figures.engine.bytes));
+    list.Gauge("cogumi_adapter_budget_bytes", "Memory that adapters may take.",
+               number(figures.engine.budget_bytes));
+    list.Counter("cogumi_adapter_swaps_total", "Adapters that became resident.",
+                 number(figures.engine.loads));
+    list.Counter("cogumi_adapter_evictions_total", "Adapters that went for others.",
+                 number(figures.engine.evictions));
+    list.Counter("cogumi_adapter_fetch_errors_total",
+                 "Adapters that could not be fetched, verified or loaded.",
+                 number(figures.fetch_errors));
+    list.Gauge("cogumi_adapter_catalogue_size", "Adapters in the catalogue as last told.",
+               number(figures.known));
+    list.Gauge("cogumi_adapter_catalogue_current",
+               "1 while the catalogue tells of its changes; 0: only what was known is served.",
+               figures.current ? 1 : 0);
+    list.Gauge("cogumi_adapter_catalogue_age_seconds", "Time since the catalogue was current.",
+               figures.age);
+    return list.Take();
+  }
+
+ private:
+  const Engine& engine_;
+  const AdapterStore& adapters_;
+  const int32_t max_running_;
+};
+
 }  // namespace
+
+std::shared_ptr<prometheus::Collectable> AdapterCollector(const Engine& engine,
+                                                          const AdapterStore& adapters,
+                                                          int32_t max_running) {
+  return std::make_shared<AdapterCollectable>(engine, adapters, max_running);
+}
 
 DecoderMetrics::DecoderMetrics(prometheus::Registry& registry, const std::string& model_name)
     : DecoderMetrics(prometheus::BuildCounter()

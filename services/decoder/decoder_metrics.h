@@ -2,6 +2,7 @@
 // and autoscaling rules work unchanged, and our own.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -12,6 +13,8 @@
 #include "prometheus/registry.h"
 
 namespace cogumi::services {
+
+class AdapterStore;
 
 struct DecoderMetrics {
   DecoderMetrics(prometheus::Registry& registry, const std::string& model_name);
@@ -31,6 +34,11 @@ struct DecoderMetrics {
   DecoderMetrics(prometheus::Family<prometheus::Counter>& finished, prometheus::Registry& registry,
                  const std::string& model_name);
 };
+
+// Adapters in memory and in use, read at each scrape. Both must outlive it.
+std::shared_ptr<prometheus::Collectable> AdapterCollector(const Engine& engine,
+                                                          const AdapterStore& adapters,
+                                                          int32_t max_running);
 
 // Gauges and counters of Engine::Stats, read at each scrape. The engine must outlive it.
 std::shared_ptr<prometheus::Collectable> EngineCollector(const Engine& engine);

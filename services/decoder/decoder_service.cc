@@ -5,6 +5,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <variant>
@@ -17,6 +18,7 @@
 #include "services/common/stream_writer.h"
 #include "services/common/text.h"
 #include "services/common/worker.h"
+#include "services/decoder/adapter_store.h"
 #include "services/decoder/convert.h"
 #include "services/decoder/decoder_metrics.h"
 
@@ -40,13 +42,15 @@ size_t BytesOf(const Prompt& prompt) {
 
 // Kept by the service and by every stream: the engine may end a cancelled request late.
 struct Shared {
-  Shared(ServiceRuntime& service_runtime, Engine& service_engine)
+  Shared(ServiceRuntime& service_runtime, Engine& service_engine, AdapterStore* adapter_store)
       : runtime(service_runtime),
         engine(service_engine),
+        adapters(adapter_store),
         metrics(*service_runtime.registry, service_engine.ModelId()) {}
 
   ServiceRuntime& runtime;
   Engine& engine;
+  AdapterStore* const adapters;
   std::atomic<bool> model_known{false};  // Engine::Model no longer waits
   DecoderMetrics metrics;
 };
@@ -129,17 +133,41 @@ class GenerateStream : public StreamWriter<v1::GenerateResponse>, public Respons
     speculation_ = SpeculationOf(request.speculation());
     logprobs_ = sampling_.logprobs;
     features_ = request.features();
-    const size_t bytes = BytesOf(*prompt);
+    if (request.adapter().empty()) {
+      SubmitOn(worker, *std::move(prompt));
+      return;
+    }
+    if (shared_->adapters == nullptr) {
+      End(WithReason(WithField(absl::FailedPreconditionError(
+                                   "adapter: this decoder follows no catalogue of adapters"),
+                               "adapter"),
+                     "NO_ADAPTERS"));
+      return;
+    }
     auto self = std::static_pointer_cast<GenerateStream>(shared_from_this());
-    const bool accepted =
-        RunBySize(worker, bytes, [self, input = std::move(*prompt)]() mutable {
-          const absl::Status submitted = self->Submit(std::move(input));
-          if (!submitted.ok()) self->End(WithEngineDetails(submitted));
+    shared_->adapters->Resolve(
+        request.adapter(), [self, &worker, input = *std::move(prompt)](
+                               absl::StatusOr<AdapterInUse> adapter) mutable {
+          if (!adapter.ok()) {
+            self->End(adapter.status());
+            return;
+          }
+          self->adapter_ = *std::move(adapter);
+          self->SubmitOn(worker, std::move(input));
         });
-    if (!accepted) End(WorkerFull());
   }
 
  private:
+  void SubmitOn(Worker& worker, Prompt prompt) {
+    const size_t bytes = BytesOf(prompt);
+    auto self = std::static_pointer_cast<GenerateStream>(shared_from_this());
+    const bool accepted = RunBySize(worker, bytes, [self, input = std::move(prompt)]() mutable {
+      const absl::Status submitted = self->Submit(std::move(input));
+      if (!submitted.ok()) self->End(WithEngineDetails(submitted));
+    });
+    if (!accepted) End(WorkerFull());
+  }
+
   absl::Status Submit(Prompt prompt) {
     if (ended()) return absl::OkStatus();  // gone while it waited
     ASSIGN_OR_RETURN(TokenizedPrompt tokenized, shared_->engine.Tokenize(prompt));
@@ -147,6 +175,8 @@ class GenerateStream : public StreamWriter<v1::GenerateResponse>, public Respons
     request.priority = priority_;
     request.speculation = speculation_;
     request.sampling = std::move(sampling_);
+    request.adapter = adapter_.digest;
+    request.adapter_lease = std::move(adapter_.lease);
     auto self = std::static_pointer_cast<GenerateStream>(shared_from_this());
     ASSIGN_OR_RETURN(const RequestHandle handle,
                      shared_->engine.Submit(std::move(request), self));
@@ -219,6 +249,7 @@ class GenerateStream : public StreamWriter<v1::GenerateResponse>, public Respons
   }
 
   void OnEnded(const absl::Status& /*status*/) override {
+    adapter_.counted.reset();
     // The engine may still be about to tell of a cancelled request's end on its own thread.
     std::lock_guard<std::mutex> lock(log_mutex_);
     call().log().prompt_tokens = prompt_tokens_;
@@ -230,6 +261,7 @@ class GenerateStream : public StreamWriter<v1::GenerateResponse>, public Respons
   const std::shared_ptr<Shared> shared_;
   CancelOnce cancel_;
   SamplingParams sampling_;
+  AdapterInUse adapter_;  // empty: the base alone
   int32_t priority_ = 0;
   Speculation speculation_ = Speculation::kDefault;
   bool logprobs_ = false;
@@ -270,11 +302,15 @@ class ScoreSink : public ResponseSink {
 
 class DecoderServiceImpl : public DecoderService, public v1::DecoderService::CallbackService {
  public:
-  DecoderServiceImpl(ServiceRuntime& runtime, Engine& engine, const DecoderLimits& limits)
-      : shared_(std::make_shared<Shared>(runtime, engine)),
+  DecoderServiceImpl(ServiceRuntime& runtime, Engine& engine, const DecoderLimits& limits,
+                     AdapterStore* adapters)
+      : shared_(std::make_shared<Shared>(runtime, engine, adapters)),
         limits_(limits),
         worker_(kMaxWaitingPrompts) {
     runtime.metrics->Add(EngineCollector(engine));
+    if (adapters != nullptr) {
+      runtime.metrics->Add(AdapterCollector(engine, *adapters, limits.max_running));
+    }
   }
 
   grpc::Service* grpc_service() override { return this; }
@@ -374,11 +410,26 @@ class DecoderServiceImpl : public DecoderService, public v1::DecoderService::Cal
       response->set_max_queued(limits_.max_queued);
       response->set_running(stats.running);
       response->set_queued(stats.queued);
+      if (shared_->adapters != nullptr) AddAdapters(response);
       return absl::OkStatus();
     });
   }
 
  private:
+  void AddAdapters(v1::ModelInfoResponse* response) {
+    std::set<std::string> resident;
+    for (const AdapterInfo& info : shared_->engine.Adapters()) resident.insert(info.digest);
+    for (const v1::Adapter& adapter : shared_->adapters->List()) {
+      // Adapters of another base cannot be asked for here.
+      if (adapter.base_model() != shared_->engine.Model().digest) continue;
+      v1::ServedAdapter* served = response->add_adapters();
+      served->set_name(adapter.name());
+      served->set_digest(adapter.digest());
+      served->set_resident(resident.count(adapter.digest()) > 0);
+      served->set_created(adapter.registered_ms() / 1000);
+    }
+  }
+
   absl::Status SubmitScore(Prompt prompt, int32_t top, const std::shared_ptr<PendingUnary>& reactor,
                            v1::ScoreResponse* response, CancelOnce& cancel) {
     if (reactor->gone()) return absl::CancelledError("the caller has gone");
@@ -417,8 +468,9 @@ class DecoderServiceImpl : public DecoderService, public v1::DecoderService::Cal
 }  // namespace
 
 std::unique_ptr<DecoderService> DecoderService::Create(ServiceRuntime& runtime, Engine& engine,
-                                                       const DecoderLimits& limits) {
-  return std::make_unique<DecoderServiceImpl>(runtime, engine, limits);
+                                                       const DecoderLimits& limits,
+                                                       AdapterStore* adapters) {
+  return std::make_unique<DecoderServiceImpl>(runtime, engine, limits, adapters);
 }
 
 const char* DecoderService::full_name() { return v1::DecoderService::service_full_name(); }

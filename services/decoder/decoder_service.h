@@ -13,6 +13,8 @@ class Service;
 
 namespace cogumi::services {
 
+class AdapterStore;
+
 // What ModelInfo says of the engine's options.
 struct DecoderLimits {
   int32_t max_running = 0;
@@ -21,10 +23,12 @@ struct DecoderLimits {
 
 class DecoderService {
  public:
-  // Order of life: runtime, engine, service, host. The engine may end cancelled requests when the
-  // service is gone already.
+  // Order of life: runtime, engine, service, adapters, host: each goes before those in front of it.
+  // The engine may end cancelled requests when the service is gone already. Null `adapters`: there
+  // are none.
   static std::unique_ptr<DecoderService> Create(ServiceRuntime& runtime, Engine& engine,
-                                                const DecoderLimits& limits);
+                                                const DecoderLimits& limits,
+                                                AdapterStore* adapters);
   virtual ~DecoderService() = default;
   virtual grpc::Service* grpc_service() = 0;
   static const char* full_name();

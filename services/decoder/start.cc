@@ -6,8 +6,11 @@
 
 #include "cogumi/engine.h"
 #include "engine/core/status_macros.h"
+#include "services/common/channel.h"
 #include "services/common/logging.h"
 #include "services/common/text.h"
+#include "services/decoder/adapter_store.h"
+#include "services/decoder/adapter_supplier.h"
 #include "services/decoder/decoder_service.h"
 
 namespace cogumi::services {
@@ -25,10 +28,18 @@ class RunningDecoder : public RunningService {
  public:
   RunningDecoder() : runtime_("decoder") {}
 
-  absl::Status Start(const DecoderConfig& config, const EngineOptions& options) {
+  absl::Status Start(const DecoderConfig& config, const EngineOptions& options,
+                     std::shared_ptr<grpc::Channel> modifiers) {
     ASSIGN_OR_RETURN(engine_, Engine::Create(options));
-    service_ = DecoderService::Create(runtime_, *engine_,
-                                      {options.max_running, options.max_queued});
+    if (modifiers == nullptr && !config.modifiers.empty()) {
+      modifiers = MakeChannel(config.modifiers);
+    }
+    if (modifiers != nullptr) {
+      adapters_ = std::make_unique<AdapterStore>(
+          *engine_, MakeGrpcAdapterSupplier(std::move(modifiers)), AdapterStoreOptions{});
+    }
+    service_ = DecoderService::Create(
+        runtime_, *engine_, {options.max_running, options.max_queued}, adapters_.get());
     ASSIGN_OR_RETURN(host_, ServiceHost::Create(
                                 runtime_, config.server,
                                 {{service_->grpc_service(), DecoderService::full_name()}}, [this] {
@@ -51,6 +62,7 @@ class RunningDecoder : public RunningService {
   ServiceRuntime runtime_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<DecoderService> service_;
+  std::unique_ptr<AdapterStore> adapters_;
   std::unique_ptr<ServiceHost> host_;
 };
 
@@ -82,6 +94,11 @@ void DeclareDecoderOptions(OptionSet& set, DecoderConfig* config) {
            "Tokens of prompt and answer; 0: the model's own.")
       .Bytes("kv_bytes", &engine.kv_bytes, kKvBytesRange.low, kKvBytesRange.high,
              "Budget of the KV cache.")
+      .String("modifiers", &config->modifiers,
+              "Address of the catalogue of adapters; empty for none.")
+      .Bytes("adapter_bytes", &engine.adapter_bytes, kAdapterBytesRange.low,
+             kAdapterBytesRange.high,
+             "Budget of adapters in memory; the least recently used goes first.")
       .Int("max_running", &engine.max_running, Low(kMaxRunningRange), High(kMaxRunningRange),
            "Sequences in a step.")
       .Int("max_queued", &engine.max_queued, Low(kMaxQueuedRange), High(kMaxQueuedRange),
@@ -114,7 +131,8 @@ std::string DefaultModelPath() {
   return Cat(cache, "/cogumi/models/", kDefaultModelFile);
 }
 
-absl::StatusOr<std::unique_ptr<RunningService>> StartDecoder(const DecoderConfig& config) {
+absl::StatusOr<std::unique_ptr<RunningService>> StartDecoder(
+    const DecoderConfig& config, std::shared_ptr<grpc::Channel> modifiers) {
   EngineOptions options = config.engine;
   if (options.model_path.empty()) options.model_path = DefaultModelPath();
   options.activations = ActivationFormatOf(config.activations);
@@ -123,7 +141,7 @@ absl::StatusOr<std::unique_ptr<RunningService>> StartDecoder(const DecoderConfig
                         : config.speculation == "draft_model" ? Speculation::kDraftModel
                                                               : Speculation::kNgram;
   auto decoder = std::make_unique<RunningDecoder>();
-  RETURN_IF_ERROR(decoder->Start(config, options));
+  RETURN_IF_ERROR(decoder->Start(config, options, std::move(modifiers)));
   return decoder;
 }
 

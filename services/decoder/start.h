@@ -9,6 +9,10 @@
 #include "services/common/config.h"
 #include "services/common/server.h"
 
+namespace grpc {
+class Channel;
+}
+
 namespace cogumi::services {
 
 struct DecoderConfig {
@@ -19,6 +23,7 @@ struct DecoderConfig {
   std::string activations = "mixed";  // mixed | exact | fast | f32
   std::string kv_format = "f16";      // f16 | f32 | int8 | int4 | k8v4
   std::string speculation = "ngram";  // off | ngram | draft_model
+  std::string modifiers = "127.0.0.1:7073";  // address of the catalogue of adapters; "" for none
 };
 
 // The section "decoder". `config` outlives the set.
@@ -27,7 +32,9 @@ void DeclareDecoderOptions(OptionSet& set, DecoderConfig* config);
 // COGUMI_MODEL, else the default model in the cache folder.
 std::string DefaultModelPath();
 
-// Loads the model (DefaultModelPath when none is named) and serves it.
-absl::StatusOr<std::unique_ptr<RunningService>> StartDecoder(const DecoderConfig& config);
+// Loads the model (DefaultModelPath when none is named) and serves it. `modifiers` is an in-process
+// channel; null: the configuration's address is dialled.
+absl::StatusOr<std::unique_ptr<RunningService>> StartDecoder(
+    const DecoderConfig& config, std::shared_ptr<grpc::Channel> modifiers = nullptr);
 
 }  // namespace cogumi::services

@@ -30,7 +30,7 @@ struct GatewayConfig {
   // Addresses, used where no channel is handed over.
   std::string decoder = "127.0.0.1:7072";
   std::string router = "127.0.0.1:7071";     // "" for none
-  std::string modifiers = "127.0.0.1:7073";  // "" for none; only its reachability is watched yet
+  std::string modifiers = "127.0.0.1:7073";  // "" for none; its reachability is a metric
   std::string sessions;                      // SQLite file; "" for the default place
   std::string tokens;                        // YAML file; "" for an open gateway on loopback
   std::vector<std::string> cors_origins;

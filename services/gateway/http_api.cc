@@ -266,8 +266,11 @@ class CompletionAnswer : public CallObserver {
   void Begin() {
     if (std::exchange(begun_, true)) return;
     if (const ModelSnapshot model = models_.Peek()) {
-      frame_.model = model->model().id();
-      frame_.fingerprint = SystemFingerprint(model->model().digest(), model->kernel_digest());
+      if (frame_.model.empty()) frame_.model = model->model().id();
+      // Of an adapter only its receipt tells the version, at the end.
+      if (frame_.model == model->model().id()) {
+        frame_.fingerprint = SystemFingerprint(model->model().digest(), model->kernel_digest());
+      }
     }
     if (!stream_) {
       body_.emplace(frame_, choices_);
@@ -366,7 +369,7 @@ struct HttpApi::Impl {
     AnswerFrame frame{.chat = chat,
                       .id = Cat(chat ? "chatcmpl-" : "cmpl-", call.context.request_id),
                       .created = static_cast<int64_t>(runtime.clock->UnixNow()),
-                      .model = "",
+                      .model = chat ? call.chat->model() : call.prompts.front().model(),
                       .fingerprint = "",
                       .logprobs = parsed->logprobs,
                       .include_usage = parsed->include_usage};
@@ -390,15 +393,15 @@ struct HttpApi::Impl {
   }
 
   void Models(std::shared_ptr<Reply> reply, std::optional<std::string> id) {
-    parts.models->Get(
+    parts.models->GetFresh(
         [reply = std::move(reply), id = std::move(id)](absl::StatusOr<ModelSnapshot> model) {
           if (!model.ok()) return reply->SendError(model.status());
-          if (!id) return reply->Send(200, kJson, ModelListBody({(*model)->model()}));
-          // A path always names a model; the empty name stands for the default in requests only.
-          const absl::Status known =
-              id->empty() ? CheckModelName("?", **model) : CheckModelName(*id, **model);
-          if (!known.ok()) return reply->SendError(known);
-          reply->Send(200, kJson, ModelBody((*model)->model()));
+          const std::vector<v1::ModelDescription> served = ServedModels(**model);
+          if (!id) return reply->Send(200, kJson, ModelListBody(served));
+          for (const v1::ModelDescription& one : served) {
+            if (one.id() == *id) return reply->Send(200, kJson, ModelBody(one));
+          }
+          reply->SendError(ModelNotFound(*id, **model));
         });
   }
 

@@ -32,16 +32,30 @@ void ModelCatalogue::Get(const Callback& done) {
     if (same && !lost_) snapshot = snapshot_;
     if (snapshot == nullptr) waiting_.push_back(done);
     const bool fresh = snapshot != nullptr && !stale_ && clock_.Now() - fetched_ < kFreshSeconds;
-    if (!fresh && !asking_) {
-      lost_ = lost_ || !same;
-      generation_ = generation;
-      asking_ = true;
-      ++calls_;
-      ask = true;
-    }
+    ask = !fresh && StartAsking(generation);
   }
   if (snapshot != nullptr) done(snapshot);
   if (ask) Ask();
+}
+
+void ModelCatalogue::GetFresh(const Callback& done) {
+  const uint64_t generation = backends_.DecoderGeneration();
+  bool ask = false;
+  {
+    std::lock_guard lock(mutex_);
+    waiting_.push_back(done);
+    ask = StartAsking(generation);
+  }
+  if (ask) Ask();
+}
+
+bool ModelCatalogue::StartAsking(uint64_t generation) {
+  if (asking_) return false;
+  lost_ = lost_ || generation != generation_;
+  generation_ = generation;
+  asking_ = true;
+  ++calls_;
+  return true;
 }
 
 ModelSnapshot ModelCatalogue::Peek() const {
@@ -80,6 +94,8 @@ void ModelCatalogue::Answered(absl::StatusOr<cogumi::v1::ModelInfoResponse> resp
       lost_ = false;
       fetched_ = clock_.Now();
       stale_ = false;
+    } else if (snapshot_ != nullptr && !lost_) {
+      result = snapshot_;
     }
     waiting.swap(waiting_);
     asking_ = false;
@@ -91,27 +107,43 @@ void ModelCatalogue::Answered(absl::StatusOr<cogumi::v1::ModelInfoResponse> resp
   idle_.notify_all();
 }
 
-absl::Status CheckModelName(const std::string& name, const cogumi::v1::ModelInfoResponse& info) {
+absl::StatusOr<std::string> AdapterOfModel(const std::string& name,
+                                           const cogumi::v1::ModelInfoResponse& info) {
   const std::string& id = info.model().id();
-  if (name.empty() || name == id) return absl::OkStatus();
+  if (name.empty() || name == id) return std::string();
   if (name.size() > id.size() + 1 && name.compare(0, id.size(), id) == 0 &&
       name[id.size()] == ':') {
-    // The field that the caller used: the model's name names the adapter too.
-    return services::WithReason(
-        services::WithField(absl::UnimplementedError(absl::StrCat("adapters are not built yet: \"",
-                                                                  name.substr(0, 128), "\"")),
-                            "model"),
-        "NOT_BUILT");
+    return name.substr(id.size() + 1);
   }
-  return services::WithReason(services::WithField(absl::NotFoundError(absl::StrCat(
-                                                      "the model \"", name.substr(0, 128),
-                                                      "\" does not exist; served is \"", id, "\"")),
-                                                  "model"),
-                              "MODEL_NOT_FOUND");
+  return ModelNotFound(name, info);
 }
 
-std::string SystemFingerprint(const std::string& model_digest, const std::string& kernel_digest) {
-  return absl::StrCat("fp_", Sha256::Hex(model_digest + "/" + kernel_digest).substr(0, 12));
+absl::Status ModelNotFound(const std::string& name, const cogumi::v1::ModelInfoResponse& info) {
+  return services::WithReason(
+      services::WithField(
+          absl::NotFoundError(absl::StrCat("the model \"", name.substr(0, 128),
+                                           "\" does not exist; served is \"", info.model().id(),
+                                           "\"")),
+          "model"),
+      "MODEL_NOT_FOUND");
+}
+
+std::vector<cogumi::v1::ModelDescription> ServedModels(const cogumi::v1::ModelInfoResponse& info) {
+  std::vector<cogumi::v1::ModelDescription> models = {info.model()};
+  for (const cogumi::v1::ServedAdapter& adapter : info.adapters()) {
+    cogumi::v1::ModelDescription& model = models.emplace_back(info.model());
+    model.set_id(absl::StrCat(info.model().id(), ":", adapter.name()));
+    model.set_digest(adapter.digest());
+    model.set_created(adapter.created());
+  }
+  return models;
+}
+
+std::string SystemFingerprint(const std::string& model_digest, const std::string& kernel_digest,
+                              const std::string& adapter_digest) {
+  std::string text = model_digest + "/" + kernel_digest;
+  if (!adapter_digest.empty()) absl::StrAppend(&text, "/", adapter_digest);
+  return absl::StrCat("fp_", Sha256::Hex(text).substr(0, 12));
 }
 
 }  // namespace cogumi::gateway

@@ -33,12 +33,17 @@ class ModelCatalogue {
   // or asks the decoder, for at most five seconds. A copy from before the decoder's connection
   // broke is not used: another model may be served since.
   void Get(const Callback& done);
+  // Asks the decoder, and answers from the cache only when that fails: for lists, which show what
+  // came a moment ago.
+  void GetFresh(const Callback& done);
   // The last copy, or null.
   ModelSnapshot Peek() const;
   // A receipt shows what really answered: another digest makes the copy stale.
   void Observe(const cogumi::v1::Receipt& receipt);
 
  private:
+  // Under the lock: whether the caller must Ask.
+  bool StartAsking(uint64_t generation);
   void Ask();
   void Answered(absl::StatusOr<cogumi::v1::ModelInfoResponse> response);
 
@@ -56,11 +61,18 @@ class ModelCatalogue {
   std::vector<Callback> waiting_;
 };
 
-// OK for the default (empty) or listed name. NOT_FOUND (reason MODEL_NOT_FOUND), or UNIMPLEMENTED
-// for "base:adapter".
-absl::Status CheckModelName(const std::string& name, const cogumi::v1::ModelInfoResponse& info);
+// The adapter that a model's name asks for: "" for the default (empty) name and the base's own,
+// "x" for "BASE:x", which the decoder then knows or not. NOT_FOUND (reason MODEL_NOT_FOUND).
+absl::StatusOr<std::string> AdapterOfModel(const std::string& name,
+                                           const cogumi::v1::ModelInfoResponse& info);
 
-// "fp_" and 12 hexadecimal digits that change when the model or the arithmetic does.
-std::string SystemFingerprint(const std::string& model_digest, const std::string& kernel_digest);
+absl::Status ModelNotFound(const std::string& name, const cogumi::v1::ModelInfoResponse& info);
+
+// What is served: the base, then "BASE:ADAPTER" for each adapter.
+std::vector<cogumi::v1::ModelDescription> ServedModels(const cogumi::v1::ModelInfoResponse& info);
+
+// "fp_" and 12 hexadecimal digits that change when the model, its adapter or the arithmetic does.
+std::string SystemFingerprint(const std::string& model_digest, const std::string& kernel_digest,
+                              const std::string& adapter_digest = "");
 
 }  // namespace cogumi::gateway

@@ -147,6 +147,7 @@ std::string UsageText(const v1::Usage& usage) {
 std::string OpenAiField(std::string_view field, bool chat) {
   constexpr std::string_view kSampling = "sampling.";
   if (field == "session_id") return "Cogumi-Session";
+  if (field == "adapter") return "model";  // "BASE:ADAPTER"
   if (field == "text" || field == "tokens" || field == "input") return "prompt";
   if (!field.starts_with(kSampling)) return std::string(field);
   field.remove_prefix(kSampling.size());
@@ -285,7 +286,8 @@ void BodyFormat::Finish(int choice, const v1::GenerateComplete& complete) {
   choices_[static_cast<size_t>(choice)].reason = complete.finish_reason();
   // The receipt says what really answered.
   const v1::Receipt& receipt = complete.receipt();
-  frame_.fingerprint = SystemFingerprint(receipt.model_digest(), receipt.kernel_digest());
+  frame_.fingerprint = SystemFingerprint(receipt.model_digest(), receipt.kernel_digest(),
+                                         receipt.adapter_digest());
 }
 
 std::string BodyFormat::Body(const v1::Usage& usage) const {

@@ -153,8 +153,16 @@ class Call final : public PipelineCall, public std::enable_shared_from_this<Call
     if (!model.ok()) return Finish(model.status());
     const std::string& name =
         request_.chat ? request_.chat->model() : request_.prompts.front().model();
-    absl::Status known = CheckModelName(name, **model);
-    if (!known.ok()) return Finish(std::move(known));
+    absl::StatusOr<std::string> adapter = AdapterOfModel(name, **model);
+    if (!adapter.ok()) return Finish(adapter.status());
+    const std::string& field =
+        request_.chat ? request_.chat->adapter() : request_.prompts.front().adapter();
+    if (!adapter->empty() && !field.empty() && *adapter != field) {
+      return Finish(services::FieldError(
+          "adapter", absl::StrCat("\"", field, "\" is not the one that the model \"", name,
+                                  "\" names; give one of them")));
+    }
+    adapter_ = field.empty() ? *std::move(adapter) : field;
     model_id_ = (*model)->model().id();
     if (!request_.chat) return Generate();
     if (!with_session()) return Route();
@@ -293,6 +301,7 @@ class Call final : public PipelineCall, public std::enable_shared_from_this<Call
       request.set_speculation(prompt.speculation());
       request.set_parse_special(prompt.parse_special());
     }
+    request.set_adapter(adapter_);
     // The same seed for each choice would give the same answer n times.
     if (request.sampling().has_seed()) {
       request.mutable_sampling()->set_seed(request.sampling().seed() + choice % n);
@@ -494,7 +503,7 @@ class Call final : public PipelineCall, public std::enable_shared_from_this<Call
     v1::ExplainResponse record;
     record.set_request_id(request_.context.request_id);
     record.set_tenant(tenant());
-    record.set_model(model_id_);
+    record.set_model(adapter_.empty() ? model_id_ : absl::StrCat(model_id_, ":", adapter_));
     if (route_) *record.mutable_route() = *route_;
     if (detection_) *record.mutable_escalation() = *detection_;
     record.set_tier(kTier);
@@ -561,6 +570,7 @@ class Call final : public PipelineCall, public std::enable_shared_from_this<Call
   v1::AssessRequest features_;
 
   std::string model_id_;
+  std::string adapter_;
   std::optional<v1::RouteResponse> route_;
   std::optional<v1::DetectResponse> detection_;
   int router_pending_ = 0;

@@ -238,8 +238,12 @@ class GatewayRpcService final : public v1::GatewayService::CallbackService {
       reply->Reply(identity.status());
       return reply.get();
     }
-    parts_.models->Get([reply, response](absl::StatusOr<ModelSnapshot> model) {
-      if (model.ok()) *response->add_models() = (*model)->model();
+    parts_.models->GetFresh([reply, response](absl::StatusOr<ModelSnapshot> model) {
+      if (model.ok()) {
+        for (v1::ModelDescription& served : ServedModels(**model)) {
+          *response->add_models() = std::move(served);
+        }
+      }
       reply->Reply(model.status());
     });
     return reply.get();

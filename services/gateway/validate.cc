@@ -68,6 +68,14 @@ absl::Status ValidateMessages(const v1::ChatRequest& request, const RequestLimit
   return absl::OkStatus();
 }
 
+// Names have up to 64 bytes, digests exactly so many; the decoder knows which exist.
+absl::Status ValidateAdapter(const std::string& adapter) {
+  constexpr size_t kMaxBytes = 64;
+  if (adapter.size() <= kMaxBytes) return absl::OkStatus();
+  return services::FieldError("adapter", absl::StrCat("has ", adapter.size(), " bytes, at most ",
+                                                      kMaxBytes, " are allowed"));
+}
+
 absl::Status ValidatePriority(int priority) {
   return priority >= -kMaxPriority && priority <= kMaxPriority
              ? absl::OkStatus()
@@ -162,7 +170,7 @@ absl::Status ValidateSessionId(const std::string& id) {
 absl::Status ValidateChat(const v1::ChatRequest& request, const RequestLimits& limits) {
   if (request.has_grammar()) return services::NotBuilt("grammar");
   if (!request.tools().empty()) return services::NotBuilt("tools");
-  if (!request.adapter().empty()) return services::NotBuilt("adapter");
+  RETURN_IF_ERROR(ValidateAdapter(request.adapter()));
   if (!request.session_id().empty()) RETURN_IF_ERROR(ValidateSessionId(request.session_id()));
   RETURN_IF_ERROR(ValidatePriority(request.priority()));
   RETURN_IF_ERROR(ValidateMessages(request, limits));
@@ -171,7 +179,7 @@ absl::Status ValidateChat(const v1::ChatRequest& request, const RequestLimits& l
 
 absl::Status ValidateComplete(const v1::CompleteRequest& request, const RequestLimits& limits) {
   if (request.has_grammar()) return services::NotBuilt("grammar");
-  if (!request.adapter().empty()) return services::NotBuilt("adapter");
+  RETURN_IF_ERROR(ValidateAdapter(request.adapter()));
   RETURN_IF_ERROR(ValidatePriority(request.priority()));
   switch (request.input_case()) {
     case v1::CompleteRequest::kText:

@@ -1,4 +1,6 @@
-"""The catalogue of adapters through the command line and gRPC, across a kill."""
+"""Adapters: the catalogue through the command line and gRPC, and answers with them through both
+doors, across kills and wrong bytes."""
+import concurrent.futures
 import hashlib
 import json
 import os
@@ -7,13 +9,24 @@ import subprocess
 import sys
 
 import grpc
+import openai
 import pytest
 from cluster import BIN, ROOT, eventually
 
 sys.path.insert(0, str(ROOT / "tests/services/modifiers"))
 sys.path.insert(0, str(ROOT / "tests/support"))
+import peft_adapters  # noqa: E402
 import tiny_models  # noqa: E402
 from make_adapter import Base, write_adapter  # noqa: E402
+
+QUESTION = "What is the capital of France?"
+
+
+def write_lora(folder, rank=8, seed=1):
+    """Random weights on all linears of the default model: strong enough to change answers."""
+    adapter = peft_adapters.random_adapter(peft_adapters.BaseShape(), rank, kind="F16", seed=seed,
+                                           strength=1.0)
+    return peft_adapters.write(folder, adapter)
 
 
 def cogumi(cluster, *words, check=True):
@@ -110,3 +123,122 @@ def test_the_catalogue_without_a_cluster(tmp_path):
     folder = write_adapter(tmp_path / "kept", rank=1)
     cogumi(Nothing, "adapter", "load", str(folder), "other-name")
     assert [a["name"] for a in cogumi(Nothing, "adapter", "list")["adapters"]] == ["other-name"]
+
+
+@pytest.fixture
+def adapted(own_cluster, tmp_path):
+    """A cluster with two adapters, and their digests by name."""
+    cluster = own_cluster()
+    digests = {}
+    for seed, name in enumerate(("coder", "poet"), 1):
+        folder = write_lora(tmp_path / name, seed=seed)
+        digests[name] = cogumi(cluster, "adapter", "load", str(folder))["digest"]
+    return cluster, digests
+
+
+def api_of(cluster):
+    return openai.OpenAI(base_url=f"{cluster.url}/v1", api_key="none", max_retries=0)
+
+
+def ask(api, model):
+    answer = api.chat.completions.create(
+        model=model, messages=[{"role": "user", "content": QUESTION}], temperature=0,
+        max_tokens=12)
+    assert answer.model == model
+    return answer.choices[0].message.content, answer.system_fingerprint
+
+
+def test_adapters_through_the_openai_door(adapted):
+    cluster, digests = adapted
+    with api_of(cluster) as api:
+        base = api.models.list().data[0].id
+        names = [base, f"{base}:coder", f"{base}:poet"]
+        eventually(lambda: [m.id for m in api.models.list().data] == names, "both in the list")
+        assert api.models.retrieve(names[1]).id == names[1]
+        alone = {name: ask(api, name) for name in names}
+        texts, fingerprints = zip(*alone.values())
+        assert len(set(texts)) == len(set(fingerprints)) == 3, "each adapter changes the answer"
+        # Together in one batch each answers as alone.
+        with concurrent.futures.ThreadPoolExecutor(9) as pool:
+            together = list(pool.map(lambda name: (name, ask(api, name)), names * 3))
+        assert all(answer == alone[name] for name, answer in together)
+        pieces = api.chat.completions.create(
+            model=names[2], messages=[{"role": "user", "content": QUESTION}], temperature=0,
+            max_tokens=12, stream=True)
+        assert "".join(p.choices[0].delta.content or "" for p in pieces) == alone[names[2]][0]
+
+        with pytest.raises(openai.NotFoundError, match="nobody"):
+            ask(api, f"{base}:nobody")
+        with pytest.raises(openai.NotFoundError):
+            ask(api, "gpt-99:coder")
+        # What is removed is gone for new requests, and from the list.
+        cluster.remember_metrics()
+        cogumi(cluster, "adapter", "rm", "poet")
+        eventually(lambda: len(api.models.list().data) == 2, "one left in the list")
+        with pytest.raises(openai.NotFoundError, match="poet"):
+            ask(api, names[2])
+        assert ask(api, names[1]) == alone[names[1]]
+    assert cluster.value("decoder", "cogumi_adapters_resident") == 1
+
+
+def test_the_receipt_names_the_version(adapted, connect, tmp_path):
+    cluster, digests = adapted
+    client = connect(cluster)
+
+    def receipt(**fields):
+        request = client.request(QUESTION, max_tokens=4)
+        for name, value in fields.items():
+            setattr(request, name, value)
+        return client.answer(request)[2].receipt
+
+    eventually(lambda: cluster.value("decoder", "cogumi_adapter_catalogue_size") == 2, "the list")
+    assert receipt().adapter_digest == ""
+    assert receipt(adapter="coder").adapter_digest == digests["coder"]
+    assert receipt(adapter=digests["poet"]).adapter_digest == digests["poet"]
+    # The next version of a name takes its place.
+    folder = write_lora(tmp_path / "next", rank=2, seed=3)
+    digest = cogumi(cluster, "adapter", "load", str(folder), "poet")["digest"]
+    eventually(lambda: receipt(adapter="poet").adapter_digest == digest, "the next version")
+    with pytest.raises(grpc.RpcError) as error:
+        receipt(adapter="nobody")
+    assert error.value.code() == grpc.StatusCode.NOT_FOUND and "nobody" in error.value.details()
+
+
+def test_adapters_while_the_catalogue_is_gone(adapted, connect):
+    cluster, digests = adapted
+    client = connect(cluster)
+
+    def answer(adapter):
+        request = client.request(QUESTION, max_tokens=8)
+        request.adapter = adapter
+        return client.answer(request)[:2]
+
+    eventually(lambda: cluster.value("decoder", "cogumi_adapter_catalogue_size") == 2, "the list")
+    before = answer("coder")
+    victim = cluster.pid("modifiers")
+    os.kill(victim, signal.SIGKILL)
+    assert answer("coder") == before, "what is resident needs no catalogue"
+    eventually(lambda: cluster.pid("modifiers") != victim, "a new process", 60)
+    eventually(lambda: cluster.value("decoder", "cogumi_adapter_catalogue_current") == 1,
+               "the decoder follows again")
+    assert answer("coder") == before and answer("poet") != before
+
+
+def test_wrong_bytes_are_refused(adapted, connect):
+    cluster, digests = adapted
+    eventually(lambda: cluster.value("decoder", "cogumi_adapter_catalogue_size") == 2, "the list")
+    (weights,) = cluster.folder.glob(f"state/**/{digests['poet']}/adapter_model.safetensors")
+    data = bytearray(weights.read_bytes())
+    data[-2] ^= 1
+    weights.chmod(0o600)
+    weights.write_bytes(data)
+    client = connect(cluster)
+    request = client.request(QUESTION, max_tokens=4)
+    request.adapter = "poet"
+    with pytest.raises(grpc.RpcError) as error:
+        client.answer(request)
+    assert error.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert hashlib.sha256(data).hexdigest() in error.value.details()
+    assert cluster.value("decoder", "cogumi_adapter_fetch_errors_total") == 1
+    request.adapter = "coder"
+    assert client.answer(request)[2].receipt.adapter_digest == digests["coder"]

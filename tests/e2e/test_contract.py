@@ -131,15 +131,12 @@ def test_an_unknown_model_is_named(client, pb):
 
 def test_what_is_not_built_yet_is_refused_by_name(client, pb):
     grammar = pb.common.Grammar(json_schema="{}")
-    for field, value in (("grammar", grammar), ("tools", [pb.common.Tool(name="f")]),
-                         ("adapter", "some-adapter")):
+    for field, value in (("grammar", grammar), ("tools", [pb.common.Tool(name="f")])):
         request = client.request("x", max_tokens=1)
         if field == "tools":
             request.tools.extend(value)
-        elif field == "grammar":
-            request.grammar.CopyFrom(value)
         else:
-            request.adapter = value
+            request.grammar.CopyFrom(value)
         error = refused(client, request, grpc.StatusCode.UNIMPLEMENTED)
         assert field in error.details()
 

@@ -12,6 +12,7 @@ UNMOVED = {
     "cogumi_session_errors_total": "needs a broken disk; the session store's tests do it",
     "cogumi_session_turns_dropped_total": "needs turns beyond the context; the gateway's tests",
     "cogumi_modifiers_left_out": "needs a damaged store; the modifiers' tests do it",
+    "cogumi_adapter_evictions_total": "needs adapters beyond the budget; the adapter table's tests",
     "cogumi_query_cost_dollars_total": "prices are 0 unless configured; the gateway's tests",
 }
 # Moved here only by chance: the caller's own end and the engine's check meet at the same moment; a
@@ -21,7 +22,8 @@ BY_CHANCE = {"cogumi_engine_requests_deadline_exceeded_total",
 # States of the moment: they are read above where they matter, and rest at 0.
 GAUGES = {"vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc",
           "cogumi_kv_bytes_used", "cogumi_kv_blocks_used", "cogumi_http_connections",
-          "cogumi_gateway_streams", "cogumi_modifier_watchers"}
+          "cogumi_gateway_streams", "cogumi_modifier_watchers",
+          "cogumi_adapter_catalogue_age_seconds"}
 
 
 # Families in which each of these series has to have moved, not just one of them.

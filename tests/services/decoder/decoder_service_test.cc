@@ -49,7 +49,7 @@ class DecoderTest : public testing::Test {
  protected:
   void Start(FakeEngineOptions options = {}, const std::string& address = "") {
     engine_ = std::make_unique<FakeEngine>(std::move(options));
-    service_ = DecoderService::Create(runtime_, *engine_, {4, 8});
+    service_ = DecoderService::Create(runtime_, *engine_, {4, 8}, nullptr);
     ServerOptions server;
     server.address = address;
     server.log_requests = false;
@@ -234,10 +234,8 @@ TEST_F(DecoderTest, ReservedFieldsAreUnimplementedByName) {
   grammar.mutable_grammar()->set_regex("a*");
   v1::GenerateRequest tools = Text("x");
   tools.add_tools()->set_name("t");
-  v1::GenerateRequest adapter = Text("x");
-  adapter.set_adapter("code");
   const std::vector<std::pair<std::string, v1::GenerateRequest>> cases = {
-      {"grammar", grammar}, {"tools", tools}, {"adapter", adapter}};
+      {"grammar", grammar}, {"tools", tools}};
   for (const auto& [field, request] : cases) {
     const absl::Status status = Generate(request).status;
     EXPECT_TRUE(absl::IsUnimplemented(status)) << field;

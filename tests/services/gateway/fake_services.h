@@ -46,6 +46,10 @@ class FakeDecoder final : public v1::DecoderService::Service {
     released_ = true;
     changed_.notify_all();
   }
+  void SetAdapters(std::vector<std::string> names) {
+    std::lock_guard lock(mutex_);
+    adapters_ = std::move(names);
+  }
   int started() const { return Read(started_); }
   int cancelled() const { return Read(cancelled_); }
   int running() const { return Read(running_); }
@@ -89,6 +93,12 @@ class FakeDecoder final : public v1::DecoderService::Service {
     response->mutable_model()->set_digest("digest");
     response->mutable_model()->set_created(1700000000);
     response->set_kernel_digest("kernels");
+    std::lock_guard lock(mutex_);
+    for (const std::string& name : adapters_) {
+      v1::ServedAdapter* adapter = response->add_adapters();
+      adapter->set_name(name);
+      adapter->set_digest("digest of " + name);
+    }
     return grpc::Status::OK;
   }
 
@@ -166,6 +176,7 @@ class FakeDecoder final : public v1::DecoderService::Service {
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
+  std::vector<std::string> adapters_;
   Script script_;
   bool released_ = false;
   int started_ = 0;

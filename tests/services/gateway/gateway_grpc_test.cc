@@ -379,8 +379,12 @@ TEST_F(GatewayGrpcTest, BadRequestsAreRefusedBeforeTheDecoder) {
   request.mutable_sampling()->set_temperature(-1);
   EXPECT_EQ(services::FieldOf(services::FromGrpc(Chat(request).status)), "sampling.temperature");
   request = Ask("x");
-  request.set_adapter("poet");
-  EXPECT_EQ(Chat(request).status.error_code(), grpc::StatusCode::UNIMPLEMENTED);
+  request.set_adapter(std::string(65, 'a'));
+  EXPECT_EQ(services::FieldOf(services::FromGrpc(Chat(request).status)), "adapter");
+  request = Ask("x");
+  request.set_model("tiny:poet");
+  request.set_adapter("coder");
+  EXPECT_EQ(services::FieldOf(services::FromGrpc(Chat(request).status)), "adapter");
   request = Ask("x");
   request.set_model("gpt-99");
   EXPECT_EQ(Chat(request).status.error_code(), grpc::StatusCode::NOT_FOUND);

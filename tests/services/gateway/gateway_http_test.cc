@@ -229,8 +229,6 @@ TEST_F(GatewayHttpTest, WhatIsWrongIsNamed) {
        "temprature"},
       {kChatPath, R"({"messages":[]})", 400, "messages"},
       {kChatPath, R"({"messages":[{"role":"user","content":"x"}],"model":"gpt-99"})", 404, "model"},
-      {kChatPath, R"({"messages":[{"role":"user","content":"x"}],"model":"tiny:poet"})", 400,
-       "model"},
       {"/v1/completions", R"({"prompt":"x","logprobs":21})", 400, "logprobs"},
       {"/v1/completions", R"({"prompt":[-1]})", 400, "prompt"},
       {kChatPath, "not json", 400, nullptr},
@@ -255,6 +253,36 @@ TEST_F(GatewayHttpTest, WhatIsWrongIsNamed) {
                      "Content-Type: text/plain\r\nContent-Length: 2\r\n\r\n{}")
                 .status,
             415);
+}
+
+TEST_F(GatewayHttpTest, AnAdapterIsPartOfTheModelsName) {
+  Start();
+  RawResponse response = Exchange(
+      Post(kChatPath, R"({"messages":[{"role":"user","content":"x"}],"model":"tiny:poet"})"));
+  EXPECT_EQ(response.status, 200);
+  EXPECT_EQ(json::parse(response.body)["model"], "tiny:poet");
+  EXPECT_EQ(decoder().last().adapter(), "poet");
+  response = Exchange(Post("/v1/completions", R"({"prompt":"x","model":"tiny"})"));
+  EXPECT_EQ(json::parse(response.body)["model"], "tiny");
+  EXPECT_EQ(decoder().last().adapter(), "");
+  // Adapters are listed behind the base as soon as the decoder knows them.
+  EXPECT_EQ(json::parse(Exchange(Get("/v1/models")).body)["data"].size(), 1u);
+  decoder().SetAdapters({"poet"});
+  const json models = json::parse(Exchange(Get("/v1/models")).body)["data"];
+  ASSERT_EQ(models.size(), 2u);
+  EXPECT_EQ(models[0]["id"], "tiny");
+  EXPECT_EQ(models[1]["id"], "tiny:poet");
+  EXPECT_EQ(json::parse(Exchange(Get("/v1/models/tiny:poet")).body)["id"], "tiny:poet");
+  EXPECT_EQ(Exchange(Get("/v1/models/tiny:other")).status, 404);
+  // What the decoder says of an adapter that it does not know names the model.
+  const absl::Status unknown = absl::NotFoundError("the adapter \"other\" does not exist");
+  test::FakeDecoder::Script script;
+  script.end = services::WithField(unknown, "adapter");
+  decoder().SetScript(script);
+  response = Exchange(
+      Post(kChatPath, R"({"messages":[{"role":"user","content":"x"}],"model":"tiny:other"})"));
+  EXPECT_EQ(response.status, 404);
+  EXPECT_EQ(Error(response)["param"], "model");
 }
 
 TEST_F(GatewayHttpTest, TokensRolesAndQuotas) {

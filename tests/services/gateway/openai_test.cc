@@ -358,7 +358,6 @@ TEST(ValidateTest, ReservedFieldsAreNotBuiltYet) {
   };
   EXPECT_EQ(code([](auto& r) { r.mutable_grammar()->set_regex("x"); }), "grammar");
   EXPECT_EQ(code([](auto& r) { r.add_tools(); }), "tools");
-  EXPECT_EQ(code([](auto& r) { r.set_adapter("x"); }), "adapter");
   v1::CompleteRequest complete;
   complete.set_text("x");
   complete.mutable_grammar();

@@ -616,8 +616,9 @@ TEST_F(PipelineTest, ModelNames) {
   EXPECT_TRUE(with("tiny").ok());
   EXPECT_EQ(with("gpt-99").code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(services::ReasonOf(with("gpt-99")), "MODEL_NOT_FOUND");
-  EXPECT_EQ(with("tiny:poet").code(), absl::StatusCode::kUnimplemented);
-  EXPECT_EQ(services::FieldOf(with("tiny:poet")), "model");
+  EXPECT_EQ(Stream(backends_.streams.size() - 1).request.adapter(), "");
+  EXPECT_TRUE(with("tiny:poet").ok());
+  EXPECT_EQ(Stream(backends_.streams.size() - 1).request.adapter(), "poet");
   EXPECT_EQ(with("tiny:").code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(with("other:poet").code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(backends_.model_calls, 1);
