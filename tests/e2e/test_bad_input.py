@@ -43,8 +43,9 @@ SESSION = Row(["no spaces", "x" * 65, "../../etc", "\u00e9", "x" * MEBIBYTE], ["
 PRIORITY = Row([-101, 101, INT_MIN, INT_MAX], [-100, 100])
 MODEL = Row([Refused("gpt-99", NOT_FOUND), Refused("x" * MEBIBYTE, NOT_FOUND)], [""])
 SPECULATION = Row([-1, 77, INT_MAX], [0, 1])
-NOT_BUILT = {"adapter": Row([Refused("some-adapter", UNIMPLEMENTED)], [""]),
-             "grammar": Row([Refused("grammar", UNIMPLEMENTED)]),
+ADAPTER = Row(["x" * 65, "x" * MEBIBYTE, Refused("some-adapter", NOT_FOUND),
+               Refused("../x", NOT_FOUND), Refused("a" * 64, NOT_FOUND)], [""])
+NOT_BUILT = {"grammar": Row([Refused("grammar", UNIMPLEMENTED)]),
              "tools": Row([Refused("tools", UNIMPLEMENTED)])}
 TOP_LOGPROBS = Row([-1, 21, INT_MIN, INT_MAX], [0, 20])
 SAMPLING = {
@@ -84,11 +85,11 @@ TABLE = {
         "model": MODEL, "session_id": SESSION, "priority": PRIORITY, "speculation": SPECULATION,
         "messages.role": Row(NO_ROLE, [2]),
         "messages.content": Row(["x" * (MEBIBYTE + 1)], ["x", ""], "messages"),
-        **NOT_BUILT, **SAMPLING},
+        "adapter": ADAPTER, **NOT_BUILT, **SAMPLING},
     "GatewayService.Complete": {
         "model": MODEL, "priority": PRIORITY, "speculation": SPECULATION,
         "text": Row(["x" * (MEBIBYTE + 1)], [" "]), "tokens.ids": PROMPT_IDS,
-        "parse_special": SWITCH, "adapter": NOT_BUILT["adapter"], "grammar": NOT_BUILT["grammar"],
+        "parse_special": SWITCH, "adapter": ADAPTER, "grammar": NOT_BUILT["grammar"],
         **SAMPLING},
     "GatewayService.GetSession": {"session_id": Row(["", *SESSION.bad], SESSION.good)},
     "GatewayService.EraseSession": {"session_id": Row(["", *SESSION.bad], SESSION.good)},
@@ -98,7 +99,7 @@ TABLE = {
     "DecoderService.Generate": {
         "tokens.ids": PROMPT_IDS, "priority": PRIORITY, "speculation": SPECULATION,
         "session_id": Row([], ["", "a b", "x" * MEBIBYTE]),  # a hint of no meaning here
-        "features": SWITCH, **PROMPT, **NOT_BUILT, **SAMPLING},
+        "features": SWITCH, **PROMPT, "adapter": ADAPTER, **NOT_BUILT, **SAMPLING},
     "DecoderService.Tokenize": PROMPT,
     "DecoderService.Detokenize": {"ids": Row([*IDS, [1] * (MEBIBYTE + 1)], [[], [0, VOCABULARY - 1]]),
                                   "special": SWITCH},
