@@ -1,10 +1,8 @@
 // `cogumi chat [MODEL]`: a conversation on the terminal, or one line after another from a pipe.
-#include <editline/readline.h>
-#include <langinfo.h>
+#include <readline/history.h>
+#include <readline/readline.h>
 #include <unistd.h>
 
-#include <cerrno>
-#include <clocale>
 #include <cstdio>
 #include <cstdlib>
 #include <iostream>
@@ -36,19 +34,23 @@ constexpr char kHelp[] =
     "  \"\"\" opens and closes a text of several lines; a trailing \\ joins the next line\n"
     "  Ctrl-C stops an answer\n";
 
-// Lines from libedit on a terminal, from standard input otherwise.
+// Lines from readline on a terminal, from standard input otherwise.
 class Lines {
  public:
   explicit Lines(bool terminal) : terminal_(terminal) {
     if (!terminal_) return;
     if (auto folder = StateFolder(); folder.ok()) history_ = *folder + "/history";
-    // Where the locale knows ASCII only, every other character that is typed would be lost. Before
-    // libedit's first call: it binds the keys then.
-    std::setlocale(LC_CTYPE, "");
-    if (std::string(::nl_langinfo(CODESET)) != "UTF-8") std::setlocale(LC_CTYPE, "C.UTF-8");
     using_history();
     stifle_history(1000);
     read_history(history_.c_str());
+    // Ctrl-C at the prompt throws the line away; the program goes on.
+    rl_signal_event_hook = [] {
+      rl_crlf();
+      rl_replace_line("", 0);
+      rl_on_new_line();
+      rl_redisplay();
+      return 0;
+    };
   }
 
   // Nothing at the end of the input.
@@ -58,16 +60,11 @@ class Lines {
       if (!std::getline(std::cin, line)) return std::nullopt;
       return line;
     }
-    char* raw = nullptr;
-    bool interrupted = false;
-    do {
-      errno = 0;
-      raw = ::readline(prompt);
-      // Ctrl-C at the prompt throws the line away; the program goes on.
-      interrupted = raw == nullptr && errno == EINTR;
-      if (raw == nullptr) std::puts("");
-    } while (interrupted);
-    if (raw == nullptr) return std::nullopt;
+    char* raw = ::readline(prompt);
+    if (raw == nullptr) {
+      std::puts("");
+      return std::nullopt;
+    }
     std::string line = raw;
     std::free(raw);
     if (!line.empty()) {
