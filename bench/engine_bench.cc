@@ -118,6 +118,7 @@ absl::StatusOr<nlohmann::json> RunBench(const BenchOptions& options) {
          {"sequences", test.sequences},
          {"depth", test.depth},
          {"tokens", test.Tokens()},
+         {"resident_bytes", ResidentBytes()},
          {"tokens_per_second", rates},
          // Each step reads the weights once, and what its sequences keep.
          {"tokens_per_step", test.sequences * step_rows},
