@@ -28,6 +28,14 @@ class BenchError(Exception):
     """What went wrong."""
 
 
+def verdict(failures):
+    """Prints what --check found; the exit code."""
+    for failure in failures:
+        print("FAILED: " + failure)
+    print("check: " + ("failed" if failures else "passed"))
+    return 1 if failures else 0
+
+
 def model_path():
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
     return pathlib.Path(os.environ.get("COGUMI_MODEL") or

@@ -168,12 +168,7 @@ def main():
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:
             json.dump({"kernel_configuration": configuration, "rows": rows}, file, indent=1)
-    if not arguments.check:
-        return 0
-    for failure in failures:
-        print("FAILED: " + failure)
-    print("check: " + ("failed" if failures else "passed"))
-    return 1 if failures else 0
+    return serving.verdict(failures) if arguments.check else 0
 
 
 if __name__ == "__main__":

@@ -115,12 +115,7 @@ def main():
     if arguments.json:
         pathlib.Path(arguments.json).write_text(
             json.dumps({**figures, "failures": failures}, indent=1) + "\n")
-    if not arguments.check:
-        return 0
-    for failure in failures:
-        print("FAILED: " + failure)
-    print("check: " + ("failed" if failures else "passed"))
-    return 1 if failures else 0
+    return serving.verdict(failures) if arguments.check else 0
 
 
 if __name__ == "__main__":

@@ -58,7 +58,6 @@ v1::Role ToProto(MessageRole role) {
   return v1::ROLE_USER;
 }
 
-// What is at its default stays unset, except the temperature: the command line is greedy.
 v1::Speculation ToProto(Speculation speculation) {
   switch (speculation) {
     case Speculation::kOff:
@@ -73,6 +72,7 @@ v1::Speculation ToProto(Speculation speculation) {
   return v1::SPECULATION_UNSPECIFIED;
 }
 
+// What is at its default stays unset, except the temperature: the command line is greedy.
 void ToProto(const SamplingParams& from, v1::SamplingParams* to) {
   const SamplingParams defaults;
   to->set_temperature(from.temperature);
