@@ -14,7 +14,7 @@ import subprocess
 import sys
 
 import llama_cpp
-import openvino
+import openvino_peer
 import plot
 import random_model
 import report
@@ -86,7 +86,7 @@ def prepare_peers(arguments, selected):
         peers[rows.Q4_1_AVX2] = llama(rows.Q4_1_AVX2, avx2, models)
     if rows.OPENVINO in wanted:
         peers[rows.OPENVINO] = sides.Prefill(
-            openvino.OpenVino(cache, arguments.model, threads, say))
+            openvino_peer.OpenVino(cache, arguments.model, threads, say))
     return peers, models
 
 
@@ -192,7 +192,7 @@ def main():
         engine.description, arguments.threads, results, bounds, void, engine.configurations,
         {"model": {"file": arguments.model.name, "sha256": digest_of(arguments.model)},
          "versions": {"llama.cpp": f"{llama_cpp.PACKAGE} {llama_cpp.VERSION}",
-                      "OpenVINO GenAI": openvino.VERSION}})
+                      "OpenVINO GenAI": openvino_peer.VERSION}})
     for target in (arguments.json, FIGURES if arguments.docs else None):
         if target:
             target.parent.mkdir(parents=True, exist_ok=True)
