@@ -1,4 +1,5 @@
 // A persistent pool: the caller and size()-1 workers run one function together, with barriers.
+// Fewer may be asked for: the rest sleep and are waited for by nobody.
 //
 // Workers and barriers spin briefly (a step has ~5 barriers a layer, 30-170 ns each when nobody
 // sleeps), then yield, and workers finally sleep on a condition variable when no work comes.
@@ -24,20 +25,24 @@ class ThreadPool {
 
   int size() const { return threads_; }
 
-  // Runs fn(thread index) on every thread, index 0 on the caller; returns when all are done.
-  // One caller at a time.
-  void Run(const std::function<void(int)>& fn);
-  // Inside Run: waits until every thread has come here.
+  // Runs fn(thread index) on a team of so many threads, in [1, size()], index 0 on the caller;
+  // returns when all are done. One caller at a time.
+  void Run(int team, const std::function<void(int)>& fn);
+  void Run(const std::function<void(int)>& fn) { Run(threads_, fn); }
+  // Inside Run: waits until the whole team has come here.
   void Barrier();
+  // Seconds for which threads together waited in barriers that were not short, since the last call:
+  // for others that the system had stopped, or whose work was much longer. Outside Run.
+  double TakeWaited();
 
-  // Contiguous share [begin, end) of n items for thread t.
+  // Inside Run: contiguous share [begin, end) of n items for thread t.
   struct Range {
     int begin;
     int end;
   };
   Range Share(int n, int t) const {
-    return {static_cast<int>(static_cast<int64_t>(n) * t / threads_),
-            static_cast<int>(static_cast<int64_t>(n) * (t + 1) / threads_)};
+    return {static_cast<int>(static_cast<int64_t>(n) * t / team_),
+            static_cast<int>(static_cast<int64_t>(n) * (t + 1) / team_)};
   }
 
   // Inside Run, by every thread in the same order of calls: fn(begin, end) for ranges that together
@@ -46,13 +51,13 @@ class ThreadPool {
   // Ends with a barrier.
   template <class Fn>
   void ForEach(int n, int thread, const Fn& fn) {
-    if (threads_ == 1) {
+    if (team_ == 1) {
       fn(0, n);
       return;
     }
     std::atomic<int>* taken = NextCounters(thread);
-    for (int i = 0; i < threads_; ++i) {
-      const int owner = thread + i < threads_ ? thread + i : thread + i - threads_;
+    for (int i = 0; i < team_; ++i) {
+      const int owner = thread + i < team_ ? thread + i : thread + i - team_;
       const auto [begin, end] = Share(n, owner);
       std::atomic<int>& next = taken[owner * kCounterStride];
       for (;;) {
@@ -84,15 +89,23 @@ class ThreadPool {
     return counters_.data() + set * static_cast<size_t>(phase);
   }
 
+  // A job's number and its team, told apart by one load.
+  static constexpr int kTeamBits = 16;
+  static int TeamOf(uint64_t job) { return static_cast<int>(job & ((1u << kTeamBits) - 1)); }
+
+  void ChangeTeam(int team);
   void Worker(int index);
-  void WaitForJob(uint32_t seen);
+  // The next job after `seen` that has work for the worker, or any when the pool ends.
+  uint64_t WaitForJob(int index, uint64_t seen);
 
   const int threads_;
   std::vector<std::atomic<int>> counters_;  // [kPhases][threads] lines: items taken of a share
   std::vector<int> for_each_;               // [threads] lines: calls so far, modulo kPhases
   std::vector<std::thread> workers_;
-  const std::function<void(int)>* job_ = nullptr;
-  alignas(64) std::atomic<uint32_t> generation_{0};  // of jobs
+  int team_;  // of the job
+  const std::function<void(int)>* function_ = nullptr;
+  std::atomic<int64_t> waited_nanoseconds_{0};
+  alignas(64) std::atomic<uint64_t> job_{0};
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<uint32_t> phase_{0};  // of barriers
   std::mutex mutex_;

@@ -7,7 +7,9 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "engine/core/clock.h"
 #include "engine/core/status_macros.h"
+#include "engine/core/team_sizer.h"
 #include "engine/io/gguf.h"
 #include "engine/kernels/registry.h"
 #include "engine/model/activation_buffer.h"
@@ -53,6 +55,7 @@ class Transformer : public Model {
         kernels_(*kernels),
         weights_(std::move(weights)),
         pool_(*pool),
+        team_(pool->size()),
         adapters_(config_, options.adapter_bytes) {
     kernel_configuration_ = absl::StrCat(kernels_.name, "/", NameOf(options.activations), "/kv-",
                                          NameOf(options.kv_format));
@@ -112,7 +115,7 @@ class Transformer : public Model {
     PlaceRows(plan);
     Prepare(plan, cache);
     PrepareAdapters(plan);
-    pool_.Run([&](int thread) { RunThread(plan, cache.shape(), thread); });
+    RunTeam(plan, cache.shape());
     MergeSummaries(static_cast<int>(plan.logit_rows.size()));
     return absl::OkStatus();
   }
@@ -326,7 +329,7 @@ class Transformer : public Model {
     for (const StepSequence& s : plan.sequences) {
       total += cost_of(s.rows * config_.heads, s.first_position + s.rows / 2);
     }
-    const double piece = total / (kAttentionPieces * pool_.size());
+    const double piece = total / (kAttentionPieces * team_.size());
     const size_t partial_floats = static_cast<size_t>(AttentionPartialFloats(config_.head_dim));
     size_t slots = 0;
     item_cost_.assign(1, 0.0);
@@ -363,15 +366,23 @@ class Transformer : public Model {
     if (partials_of_chunks_.size() < slots * partial_floats) {
       partials_of_chunks_.resize(slots * partial_floats);
     }
-    share_.assign(static_cast<size_t>(pool_.size()) + 1, static_cast<int>(items_.size()));
+    share_.assign(static_cast<size_t>(team_.size()) + 1, static_cast<int>(items_.size()));
     share_[0] = 0;
-    for (int t = 1; t < pool_.size(); ++t) {
-      const double until = item_cost_.back() * t / pool_.size();
+    for (int t = 1; t < team_.size(); ++t) {
+      const double until = item_cost_.back() * t / team_.size();
       // The boundary nearest to the thread's share.
       const auto at = std::lower_bound(item_cost_.begin(), item_cost_.end(), until);
       const bool before = at != item_cost_.begin() && until - *(at - 1) < *at - until;
       share_[static_cast<size_t>(t)] = static_cast<int>(at - item_cost_.begin()) - (before ? 1 : 0);
     }
+  }
+
+  // Nothing computed depends on how many threads there are.
+  void RunTeam(const StepPlan& plan, const KvShape& kv) {
+    const double start = Clock::Real()->Now();
+    pool_.TakeWaited();
+    pool_.Run(team_.size(), [&](int thread) { RunThread(plan, kv, thread); });
+    team_.Observe(Clock::Real()->Now() - start, pool_.TakeWaited());
   }
 
   // Normalises (or only quantises) rows for the next product, and shrinks them for its adapters:
@@ -580,6 +591,7 @@ class Transformer : public Model {
   const KernelTable& kernels_;
   const std::unique_ptr<Weights> weights_;
   ThreadPool& pool_;
+  TeamSizer team_;
   AdapterTable adapters_;
   std::string kernel_configuration_;
   std::vector<double> rope_frequencies_;  // [rope_dim / 2], radians per position
