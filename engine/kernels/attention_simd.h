@@ -29,9 +29,10 @@ struct SimdAttention {
 
   static float HalfValue(uint16_t bits) { return S::HalfValue(bits); }
 
-  // Elements of 64 columns of kRows rows that lie together.
+  // Elements of 64 columns of kRows rows that lie together in kBytes.
   struct F32 {
     static constexpr int kRows = 1;
+    static constexpr int kBytes = 256;
     template <int kRow>
     static F Get(const std::byte* p, int column) {
       return S::Load(reinterpret_cast<const float*>(p) + column);
@@ -39,6 +40,7 @@ struct SimdAttention {
   };
   struct F16 {
     static constexpr int kRows = 1;
+    static constexpr int kBytes = 128;
     template <int kRow>
     static F Get(const std::byte* p, int column) {
       return S::LoadHalf(reinterpret_cast<const uint16_t*>(p) + column);
@@ -46,6 +48,7 @@ struct SimdAttention {
   };
   struct Int8 {
     static constexpr int kRows = 1;
+    static constexpr int kBytes = 64;
     template <int kRow>
     static F Get(const std::byte* p, int column) {
       return S::LoadInt8(reinterpret_cast<const int8_t*>(p) + column);
@@ -53,6 +56,7 @@ struct SimdAttention {
   };
   struct Uint8 {
     static constexpr int kRows = 1;
+    static constexpr int kBytes = 64;
     template <int kRow>
     static F Get(const std::byte* p, int column) {
       return S::LoadUint8(reinterpret_cast<const uint8_t*>(p) + column);
@@ -60,19 +64,35 @@ struct SimdAttention {
   };
   struct Nibble {
     static constexpr int kRows = 2;
+    static constexpr int kBytes = 64;
     template <int kRow>
     static F Get(const std::byte* p, int column) {
       return S::template Nibbles<kRow>(reinterpret_cast<const uint8_t*>(p), column);
     }
   };
 
+  // Rows of 64 columns of a block.
+  struct Codes {
+    const std::byte* at;
+    size_t step;           // bytes between groups of kRows rows
+    std::ptrdiff_t ahead;  // bytes to what is read after this block, prefetched meanwhile; 0: none
+  };
+
+  template <class L>
+  static __attribute__((always_inline)) inline void Prefetch(const std::byte* at) {
+    for (int i = 0; i < L::kBytes; i += 64) _mm_prefetch(at + i, _MM_HINT_T0);
+  }
+
   // out[n][column + i] = start[n] + sum over rows r of x[n][r] * codes[r][column + i], for V
-  // vectors of columns. `step`: bytes between groups of kRows rows.
+  // vectors of columns.
   template <class L, int N, int V>
-  static __attribute__((always_inline)) inline void Product(const std::byte* codes, size_t step,
-                                                            int rows, int column, const float* x,
+  static __attribute__((always_inline)) inline void Product(const Codes& block, int rows,
+                                                            int column, const float* x,
                                                             size_t x_stride, F (&sum)[N][V]) {
-    for (int r = 0; r < rows; r += L::kRows, codes += step, x += L::kRows) {
+    const std::byte* codes = block.at;
+    const bool prefetches = block.ahead != 0 && column == 0;
+    for (int r = 0; r < rows; r += L::kRows, codes += block.step, x += L::kRows) {
+      if (prefetches) Prefetch<L>(codes + block.ahead);
       Row<L, 0, N, V>(codes, column, x, x_stride, sum);
       if constexpr (L::kRows == 2) Row<L, 1, N, V>(codes, column, x, x_stride, sum);
     }
@@ -91,14 +111,14 @@ struct SimdAttention {
 
   // Scores of N queries and the first `columns` keys of a page (what lies beyond may be written).
   template <class L, int N>
-  static void Scores(const std::byte* codes, size_t step, int rows, int columns, const float* q,
-                     size_t q_stride, const float* start, float* out) {
+  static void Scores(const Codes& codes, int rows, int columns, const float* q, size_t q_stride,
+                     const float* start, float* out) {
     const auto block = [&]<int V>(int column) __attribute__((always_inline)) {
       F sum[N][V];
       for (int n = 0; n < N; ++n) {
         for (int i = 0; i < V; ++i) sum[n][i] = S::Set(start[n]);
       }
-      Product<L, N, V>(codes, step, rows, column, q, q_stride, sum);
+      Product<L, N, V>(codes, rows, column, q, q_stride, sum);
       for (int n = 0; n < N; ++n) {
         for (int i = 0; i < V; ++i) {
           S::Store(out + n * kAttentionChunk + column + i * kLanes, sum[n][i]);
@@ -116,8 +136,8 @@ struct SimdAttention {
 
   // part[n][0..63] += start[n] + weighted sums of `rows` values.
   template <class L, int N>
-  static void Values(const std::byte* codes, size_t step, int rows, const float* weights,
-                     size_t weight_stride, const float* start, float* part, size_t part_stride) {
+  static void Values(const Codes& codes, int rows, const float* weights, size_t weight_stride,
+                     const float* start, float* part, size_t part_stride) {
     for (int column = 0; column < 64; column += kVecs * kLanes) {
       F sum[N][kVecs];
       for (int n = 0; n < N; ++n) {
@@ -127,7 +147,7 @@ struct SimdAttention {
                                      i * kLanes));
         }
       }
-      Product<L, N, kVecs>(codes, step, rows, column, weights, weight_stride, sum);
+      Product<L, N, kVecs>(codes, rows, column, weights, weight_stride, sum);
       for (int n = 0; n < N; ++n) {
         for (int i = 0; i < kVecs; ++i) {
           S::Store(part + static_cast<size_t>(n) * part_stride + column + i * kLanes, sum[n][i]);
@@ -190,10 +210,16 @@ struct SimdAttention {
       const int end = last_page + 1 < first_page + kAttentionChunk / 64
                           ? last_page + 1
                           : first_page + kAttentionChunk / 64;
-      for (int page = first_page; page < end; ++page) PageScores(page, first_page);
+      for (int page = first_page; page < end; ++page) {
+        PageScores(page, first_page, page + 1 < end ? KeysOf(page + 1) : ValuesOf(first_page));
+      }
       Softmax(chunk * kAttentionChunk, results, stride);
       for (int page = first_page; page < end; ++page) {
-        PageValues(page, first_page, results + kPart, stride);
+        // Most often the next chunk is computed next.
+        const std::byte* next = page + 1 < end    ? ValuesOf(page + 1)
+                                : end <= last_page ? KeysOf(end)
+                                                  : nullptr;
+        PageValues(page, first_page, next, results + kPart, stride);
       }
     }
 
@@ -201,30 +227,39 @@ struct SimdAttention {
     bool Narrow(int page) const {
       return kv_.narrow != KvNarrow::kNone && SeesNarrow(first_position_, page);
     }
+    // Where a page's keys and values begin.
+    const std::byte* KeysOf(int page) const {
+      return Narrow(page) ? pages_[page].narrow + kv_.NarrowOffset(kv_head_)
+                          : pages_[page].wide + kv_.WideOffset(kv_head_);
+    }
+    const std::byte* ValuesOf(int page) const {
+      return KeysOf(page) + (Narrow(page) ? kv_.NarrowV() : kv_.WideV());
+    }
     // Keys of a page that query i sees.
     int Visible(int i, int page) const {
       const int n = position_[i] + 1 - page * 64;
       return n < 64 ? n : 64;
     }
 
-    void PageScores(int page, int first_page) {
+    // `next`: what is read after it.
+    void PageScores(int page, int first_page, const std::byte* next) {
       float* out = scores_ + (page - first_page) * 64;
+      const std::byte* base = KeysOf(page);
+      const std::ptrdiff_t ahead = next - base;
       if (Narrow(page)) {
-        const std::byte* base = pages_[page].narrow + kv_.NarrowOffset(kv_head_);
         FoldKeyParameters(base);
         if (kv_.narrow == KvNarrow::kK8V4) {
-          AllScores<Uint8>(base, 64, page, folded_, out);
+          AllScores<Uint8>({base, 64, ahead}, page, folded_, out);
         } else {
-          AllScores<Nibble>(base, 64, page, folded_, out);
+          AllScores<Nibble>({base, 64, ahead}, page, folded_, out);
         }
         return;
       }
       for (int i = 0; i < count_; ++i) start_[i] = 0;
       if (wide_q_ == nullptr) TurnQueries();
-      const std::byte* base = pages_[page].wide + kv_.WideOffset(kv_head_);
-      if (kv_.wide == KvWide::kF16) return AllScores<F16>(base, 128, page, wide_q_, out);
-      if (kv_.wide == KvWide::kF32) return AllScores<F32>(base, 256, page, wide_q_, out);
-      AllScores<Int8>(base, 64, page, wide_q_, out);
+      if (kv_.wide == KvWide::kF16) return AllScores<F16>({base, 128, ahead}, page, wide_q_, out);
+      if (kv_.wide == KvWide::kF32) return AllScores<F32>({base, 256, ahead}, page, wide_q_, out);
+      AllScores<Int8>({base, 64, ahead}, page, wide_q_, out);
       const float* scales = reinterpret_cast<const float*>(base + kv_.WideScales());
       for (int i = 0; i < count_; ++i) {
         float* row = out + i * kAttentionChunk;
@@ -235,12 +270,12 @@ struct SimdAttention {
     }
 
     template <class L>
-    void AllScores(const std::byte* codes, size_t step, int page, const float* q, float* out) {
+    void AllScores(Codes codes, int page, const float* q, float* out) {
       const int dim = kv_.head_dim;
       if (count_ <= kDirectQueries) {
         Blocks(count_, [&]<int N>(int i) {
           if constexpr (N <= kDirectQueries) {
-            Scores<L, N>(codes, step, dim, Visible(i + N - 1, page),
+            Scores<L, N>(codes, dim, Visible(i + N - 1, page),
                          q + static_cast<size_t>(i) * stride_, stride_, start_ + i,
                          out + i * kAttentionChunk);
           }
@@ -248,21 +283,24 @@ struct SimdAttention {
         return;
       }
       if constexpr (!std::is_same_v<L, F32>) {
-        Unpack<L>(codes, step, dim);
-        codes = reinterpret_cast<const std::byte*>(unpacked_);
+        Unpack<L>(codes, dim);
+        codes = Unpacked();
       }
       Blocks(count_, [&]<int N>(int i) {
-        Scores<F32, N>(codes, 256, dim, Visible(i + N - 1, page),
+        Scores<F32, N>(codes, dim, Visible(i + N - 1, page),
                        q + static_cast<size_t>(i) * stride_, stride_, start_ + i,
                        out + i * kAttentionChunk);
       });
     }
 
-    // Rows of 64 columns.
+    Codes Unpacked() const { return {reinterpret_cast<const std::byte*>(unpacked_), 256, 0}; }
+
     template <class L>
-    void Unpack(const std::byte* codes, size_t step, int rows) {
+    void Unpack(const Codes& block, int rows) {
+      const std::byte* codes = block.at;
       float* out = unpacked_;
-      for (int r = 0; r < rows; r += L::kRows, codes += step, out += 64 * L::kRows) {
+      for (int r = 0; r < rows; r += L::kRows, codes += block.step, out += 64 * L::kRows) {
+        if (block.ahead != 0) Prefetch<L>(codes + block.ahead);
         for (int c = 0; c < 64; c += kLanes) {
           S::Store(out + c, L::template Get<0>(codes, c));
           if constexpr (L::kRows == 2) S::Store(out + 64 + c, L::template Get<1>(codes, c));
@@ -330,10 +368,13 @@ struct SimdAttention {
       }
     }
 
-    void PageValues(int page, int first_page, float* part, size_t stride) {
+    // `next`: what is read after it; null: unknown.
+    void PageValues(int page, int first_page, const std::byte* next, float* part, size_t stride) {
       const float* p = scores_ + (page - first_page) * 64;
+      const std::byte* base = KeysOf(page);
+      const std::byte* codes = ValuesOf(page);
+      const std::ptrdiff_t ahead = next == nullptr ? 0 : next - codes;
       if (Narrow(page)) {
-        const std::byte* base = pages_[page].narrow + kv_.NarrowOffset(kv_head_);
         const uint16_t* scales = reinterpret_cast<const uint16_t*>(base + kv_.NarrowVParameters());
         for (size_t g = 0; g < kv_.Groups(); ++g) {
           const uint16_t* minimums = scales + kv_.Groups() * 64;
@@ -347,20 +388,19 @@ struct SimdAttention {
             }
             start_[i] = S::ReduceAdd(sum);
           }
-          AllValues<Nibble>(base + kv_.NarrowV() + g * 64, 64 * kv_.Groups(), page, 64, weights_,
-                            64, part + g * 64, stride);
+          AllValues<Nibble>({codes + g * 64, 64 * kv_.Groups(), ahead}, page, 64, weights_, 64,
+                            part + g * 64, stride);
         }
         return;
       }
       for (int i = 0; i < count_; ++i) start_[i] = 0;
-      const std::byte* base = pages_[page].wide + kv_.WideOffset(kv_head_) + kv_.WideV();
       if (kv_.wide == KvWide::kF16) {
-        return WideValues<F16>(base, page, p, kAttentionChunk, part, stride);
+        return WideValues<F16>(codes, ahead, page, p, kAttentionChunk, part, stride);
       }
       if (kv_.wide == KvWide::kF32) {
-        return WideValues<F32>(base, page, p, kAttentionChunk, part, stride);
+        return WideValues<F32>(codes, ahead, page, p, kAttentionChunk, part, stride);
       }
-      const float* scales = reinterpret_cast<const float*>(base + kv_.WideV()) + 64;
+      const float* scales = reinterpret_cast<const float*>(base + kv_.WideScales()) + 64;
       // Slots that nothing was written to have no scale.
       const int seen = Visible(count_ - 1, page);
       for (int i = 0; i < count_; ++i) {
@@ -369,28 +409,28 @@ struct SimdAttention {
           S::Store(weights_ + i * 64 + k, S::Mul(S::Load(p + i * kAttentionChunk + k), scale));
         }
       }
-      WideValues<Int8>(base, page, weights_, 64, part, stride);
+      WideValues<Int8>(codes, ahead, page, weights_, 64, part, stride);
     }
 
     template <class L>
-    void WideValues(const std::byte* codes, int page, const float* weights, size_t weight_stride,
-                    float* part, size_t stride) {
+    void WideValues(const std::byte* codes, std::ptrdiff_t ahead, int page, const float* weights,
+                    size_t weight_stride, float* part, size_t stride) {
       const size_t element = kv_.ElementBytes();
       for (size_t g = 0; g < kv_.Groups(); ++g) {
         const int columns = kv_.head_dim - static_cast<int>(64 * g);
-        AllValues<L>(codes + 64 * g * element, kv_.Dim() * element, page,
+        AllValues<L>({codes + 64 * g * element, kv_.Dim() * element, ahead}, page,
                      columns < 64 ? columns : 64, weights, weight_stride, part + 64 * g, stride);
       }
     }
 
     // `columns` of the 64 are there.
     template <class L>
-    void AllValues(const std::byte* codes, size_t step, int page, int columns,
-                   const float* weights, size_t weight_stride, float* part, size_t stride) {
+    void AllValues(const Codes& codes, int page, int columns, const float* weights,
+                   size_t weight_stride, float* part, size_t stride) {
       if (count_ <= kDirectQueries && columns == 64) {
         Blocks(count_, [&]<int N>(int i) {
           if constexpr (N <= kDirectQueries) {
-            Values<L, N>(codes, step, Visible(i + N - 1, page),
+            Values<L, N>(codes, Visible(i + N - 1, page),
                          weights + static_cast<size_t>(i) * weight_stride, weight_stride,
                          start_ + i, part + static_cast<size_t>(i) * stride, stride);
           }
@@ -399,21 +439,21 @@ struct SimdAttention {
       }
       const int rows = Visible(count_ - 1, page);
       if (columns == 64) {
-        Unpack<L>(codes, step, rows);
+        Unpack<L>(codes, rows);
       } else {
-        UnpackPart(codes, step, rows, columns);
+        UnpackPart(codes, rows, columns);
       }
       Blocks(count_, [&]<int N>(int i) {
-        Values<F32, N>(reinterpret_cast<const std::byte*>(unpacked_), 256,
-                       Visible(i + N - 1, page),
+        Values<F32, N>(Unpacked(), Visible(i + N - 1, page),
                        weights + static_cast<size_t>(i) * weight_stride, weight_stride, start_ + i,
                        part + static_cast<size_t>(i) * stride, stride);
       });
     }
 
     // Rows of a wide block that end before their 64 columns do.
-    void UnpackPart(const std::byte* codes, size_t step, int rows, int columns) {
-      for (int r = 0; r < rows; ++r, codes += step) {
+    void UnpackPart(const Codes& block, int rows, int columns) {
+      const std::byte* codes = block.at;
+      for (int r = 0; r < rows; ++r, codes += block.step) {
         float* out = unpacked_ + r * 64;
         for (int c = 0; c < 64; ++c) {
           if (c >= columns) {

@@ -92,7 +92,7 @@ def peers(tmp_path, monkeypatch):
     monkeypatch.setattr(llama_cpp, "quantize", lambda _, source, target, say: target)
     monkeypatch.setattr(compare, "random_1b", lambda *_: tmp_path / "1b.gguf")
     monkeypatch.setattr(llama_cpp, "PausedBench", double.paused)
-    monkeypatch.setattr(compare.openvino, "OpenVino", lambda *_: Sampled(double, double.openvino))
+    monkeypatch.setattr(compare.openvino_peer, "OpenVino", lambda *_: Sampled(double, double.openvino))
     monkeypatch.setattr(compare, "cpu_flags", lambda: {"avx2", "avx512_vnni"})
     return double
 
