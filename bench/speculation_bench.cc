@@ -33,6 +33,8 @@ struct Options {
   int threads = 0;
 };
 
+constexpr size_t kLeastGroups = 4;
+
 struct Task {
   std::string kind;
   std::string prompt;
@@ -180,7 +182,8 @@ class Bench {
   absl::StatusOr<nlohmann::json> MeasureBatch(const std::vector<const Task*>& tasks, int batch,
                                               Speculation drafter) {
     const size_t size = static_cast<size_t>(batch);
-    size_t groups = std::max<size_t>(1, tasks.size() / size);
+    // An even number, so that each way begins as often as the other.
+    size_t groups = std::max<size_t>(kLeastGroups, tasks.size() / size / 2 * 2);
     if (options_.groups > 0) groups = std::min(groups, static_cast<size_t>(options_.groups));
     nlohmann::json plain_seconds = nlohmann::json::array(), seconds = nlohmann::json::array();
     nlohmann::json plain_tokens = nlohmann::json::array(), tokens = nlohmann::json::array();

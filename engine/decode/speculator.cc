@@ -8,9 +8,9 @@ namespace {
 
 // A draft must promise this much more tokens per second: predictions are never exact.
 constexpr double kMargin = 1.03;
-// The plain step that drafts are compared with is measured: one after so many with drafts, or after
-// fewer as long as nothing is known of that size.
-constexpr int64_t kPlainEvery = 256;
+// The plain step that drafts are compared with must have been measured within so many steps, or is
+// due after a few with drafts.
+constexpr int64_t kPlainIsKnown = 256;
 constexpr int64_t kUnknownPlainEvery = 8;
 // A draft model that was not measured yet, in plain steps a pass.
 constexpr double kPassGuess = 0.25;
@@ -43,13 +43,19 @@ bool Speculator::Has(Speculation drafter) const {
 }
 
 void Speculator::Speculate(std::span<DraftTarget> targets, int32_t most_rows) {
+  tokens_ = 0;
   for (const DraftTarget& target : targets) {
-    if (target.drafter == Speculation::kOff) continue;
+    if (target.drafter == Speculation::kOff) {
+      ++tokens_;  // not observed
+      continue;
+    }
     State& state = states_[target.context.sequence];
     state.drafter = target.drafter;
     state.proposal.tokens.clear();
   }
   extras_.clear();
+  sequences_ = static_cast<int32_t>(targets.size());
+  draft_seconds_ = 0;
   ProposeByLookup(targets);
   for (size_t i = 0; i < targets.size(); ++i) {
     if (targets[i].drafter != Speculation::kDraftModel) continue;
@@ -66,6 +72,8 @@ void Speculator::Speculate(std::span<DraftTarget> targets, int32_t most_rows) {
     rows_left -= lengths_[i];
   }
   ProposeByModel(targets, rows_left);
+  drafted_ = std::any_of(targets.begin(), targets.end(),
+                         [](const DraftTarget& target) { return !target.draft->empty(); });
 }
 
 void Speculator::ProposeByLookup(std::span<DraftTarget> targets) {
@@ -96,8 +104,10 @@ void Speculator::AddExtras(size_t index, int32_t length, const State& state, int
 
 void Speculator::Choose(std::span<DraftTarget> targets, int32_t most_rows) {
   const int32_t plain = static_cast<int32_t>(targets.size());
-  const bool known = steps_.Age(plain) <= kPlainEvery;
-  const bool plain_is_due = drafted_steps_ >= (known ? kPlainEvery : kUnknownPlainEvery);
+  const bool known = steps_.Age(plain) <= kPlainIsKnown;
+  const bool plain_is_due =
+      !ledger_.Allows(plain) ||
+      drafted_steps_ >= (known ? ledger_.PlainEvery(plain) : kUnknownPlainEvery);
   drafted_steps_ = plain_is_due || extras_.empty() ? 0 : drafted_steps_ + 1;
   if (drafted_steps_ == 0) return;
   // Chances fall within a sequence, so a token never comes before the one that it needs.
@@ -170,8 +180,9 @@ void Speculator::ProposeByModel(std::span<DraftTarget> targets, int32_t rows_lef
   if (orders_.empty()) return;
   const double start = clock_->Now();
   const int32_t passes = model_->Propose(orders_);
+  draft_seconds_ = clock_->Now() - start;
   if (passes > 0) {
-    passes_.Observe(static_cast<int32_t>(orders_.size()), (clock_->Now() - start) / passes);
+    passes_.Observe(static_cast<int32_t>(orders_.size()), draft_seconds_ / passes);
   }
   for (const DraftTarget& target : targets) {
     if (target.drafter == Speculation::kDraftModel) {
@@ -181,6 +192,7 @@ void Speculator::ProposeByModel(std::span<DraftTarget> targets, int32_t rows_lef
 }
 
 void Speculator::Observe(uint64_t sequence, std::span<const TokenId> chosen) {
+  tokens_ += static_cast<int32_t>(chosen.size());
   const auto found = states_.find(sequence);
   if (found == states_.end()) return;
   State& state = found->second;
@@ -192,6 +204,13 @@ void Speculator::Observe(uint64_t sequence, std::span<const TokenId> chosen) {
     if (!accepted) break;
   }
   state.proposal.tokens.clear();
+}
+
+void Speculator::ObserveStep(int32_t rows, double seconds) {
+  steps_.Observe(rows, seconds);
+  // Without a target that drafts nothing was noted of this step.
+  if (sequences_ > 0) ledger_.Observe(sequences_, drafted_, tokens_, seconds + draft_seconds_);
+  sequences_ = 0;
 }
 
 void Speculator::Forget(uint64_t sequence) {

@@ -3,7 +3,8 @@
 // Every further row of a step is worth the chance that its token is accepted, and costs what the
 // curve of measured step times says. Rows are taken in order of their chance, as long as the
 // tokens per second that may be expected grow. So drafts are long where text is copied, short where
-// guesses are poor, and there are none when all they do is cost time, as in a large batch.
+// guesses are poor, and there are none when all they do is cost time, as in a large batch. A ledger
+// of what they really yielded has the last word.
 //
 // Being off costs nothing and is not for ever: n-gram drafts are compared with what comes even when
 // they were not verified; a draft model is asked again rarely; old measurements are not believed.
@@ -21,6 +22,7 @@
 #include "engine/core/clock.h"
 #include "engine/decode/acceptance.h"
 #include "engine/decode/cost_curve.h"
+#include "engine/decode/draft_ledger.h"
 #include "engine/decode/drafter.h"
 
 namespace cogumi {
@@ -44,8 +46,8 @@ class Speculator {
   void Speculate(std::span<DraftTarget> targets, int32_t most_rows);
   // What the sequence's rows of the step chose, in order, up to the first that was not the draft's.
   void Observe(uint64_t sequence, std::span<const TokenId> chosen);
-  // A step of `rows` rows, all of sequences that generate, took so long.
-  void ObserveStep(int32_t rows, double seconds) { steps_.Observe(rows, seconds); }
+  // The step, of `rows` rows that all generate, took so long; after what its sequences chose.
+  void ObserveStep(int32_t rows, double seconds);
   void Forget(uint64_t sequence);
 
  private:
@@ -78,6 +80,7 @@ class Speculator {
   Acceptance model_chances_;
   CostCurve steps_;
   CostCurve passes_;  // of the draft model, by sequences
+  DraftLedger ledger_;
 
   std::unordered_map<uint64_t, State> states_;
   int64_t drafted_steps_;  // in a row
@@ -88,6 +91,11 @@ class Speculator {
   std::vector<DraftOrder> orders_;
   std::vector<Extra> extras_;
   std::vector<int32_t> lengths_;  // by target
+  int32_t sequences_ = 0;
+  bool drafted_ = false;
+  double draft_seconds_ = 0;
+  // Since then.
+  int32_t tokens_ = 0;
 };
 
 }  // namespace cogumi

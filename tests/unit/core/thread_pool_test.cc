@@ -20,7 +20,8 @@ TEST(ThreadPoolTest, ATeamIsTheFirstThreads) {
     std::vector<std::atomic<int>> calls(kThreads);
     pool.Run(team, [&](int thread) { ++calls[static_cast<size_t>(thread)]; });
     for (int t = 0; t < kThreads; ++t) {
-      EXPECT_EQ(calls[static_cast<size_t>(t)], t < team ? 1 : 0) << "thread " << t << " of " << team;
+      EXPECT_EQ(calls[static_cast<size_t>(t)], t < team ? 1 : 0)
+          << "thread " << t << " of " << team;
     }
   }
 }
