@@ -6,8 +6,10 @@
 namespace cogumi {
 namespace {
 
-// A draft must promise this much more tokens per second: predictions are never exact.
+// Drafts must promise this much more tokens per second: predictions are never exact, least of all
+// those of a batch, where a row more costs nearly what it may yield.
 constexpr double kMargin = 1.03;
+constexpr double kBatchMargin = 1.05;
 // The plain step that drafts are compared with must have been measured within so many steps, or is
 // due after a few with drafts.
 constexpr int64_t kPlainIsKnown = 256;
@@ -119,7 +121,7 @@ void Speculator::Choose(std::span<DraftTarget> targets, int32_t most_rows) {
   const double pass = by_model == 0         ? 0
                       : passes_.Known() ? passes_.Estimate(by_model)
                                         : kPassGuess * plain_seconds;
-  double best = kMargin * plain / plain_seconds;
+  double best = (plain > 1 ? kBatchMargin : kMargin) * plain / plain_seconds;
   size_t chosen = 0;
   double tokens = plain;
   int32_t passes = 0;
