@@ -61,9 +61,11 @@ void ThreadPool::ChangeTeam(int team) {
 }
 
 void ThreadPool::Barrier() {
-  if (team_ == 1) return;
+  // Read before the arrival: behind it the others may leave, and the caller change the team.
+  const int team = team_;
+  if (team == 1) return;
   const uint32_t phase = phase_.load(std::memory_order_relaxed);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == team_ - 1) {
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == team - 1) {
     arrived_.store(0, std::memory_order_relaxed);
     phase_.store(phase + 1, std::memory_order_release);
     return;
