@@ -1,11 +1,16 @@
 """Where the Python tests find the model and the built tools, and how they talk to them."""
+import json
 import os
 import pathlib
 import struct
 import subprocess
 
+import numpy as np
+import pytest
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+UNSUPPORTED = 3  # exit code of cogumi-logits: this processor lacks the kernels
 
 
 def model_path() -> pathlib.Path:
@@ -46,3 +51,19 @@ def tokenize(model: pathlib.Path, records: list[bytes], mode: str) -> list[tuple
         answers.append(([int(i) for i in ids.split()], int(dropped)))
     assert len(answers) == len(records)
     return answers
+
+
+def logits(model: pathlib.Path, ids: list[int], decoded: int, *arguments: object) -> np.ndarray:
+    """Of every position, as float64 [ids, vocabulary]; the last `decoded` are computed one a step.
+
+    Skips the test where this processor lacks the kernels that `arguments` name.
+    """
+    result = subprocess.run([binary("cogumi-logits"), model, *map(str, arguments)],
+                            input=" ".join(map(str, [0, len(ids) - decoded, *ids])).encode() + b"\n",
+                            capture_output=True, timeout=300)
+    if result.returncode == UNSUPPORTED:
+        pytest.skip(result.stderr.decode().strip())
+    assert result.returncode == 0, result.stderr.decode()
+    header, _, data = result.stdout.partition(b"\n")
+    values = np.frombuffer(data, "<f4").reshape(len(ids), json.loads(header)["vocabulary"])
+    return values.astype(np.float64)

@@ -1,7 +1,5 @@
 """Adapters in the engine against the ruler with the same differences merged into its weights."""
-import json
 import pathlib
-import subprocess
 import sys
 
 import numpy as np
@@ -36,17 +34,9 @@ ROUNDED = 1e-2, 1e-5  # the engine holds float32 files in 11 bits, 16-bit ones a
 
 
 def engine_logprobs(model, ids, kernels, activations, adapter) -> np.ndarray:
-    result = subprocess.run(
-        [engine_tools.binary("cogumi-logits"), model, "--kernels", kernels, "--activations",
-         activations, "--kv", "f32", "--chunk", "13", "--adapter", adapter],
-        input=" ".join(map(str, [0, len(ids) - DECODED, *ids])).encode() + b"\n",
-        capture_output=True, timeout=300)
-    if result.returncode == 3:
-        pytest.skip(result.stderr.decode().strip())
-    assert result.returncode == 0, result.stderr.decode()
-    header, _, data = result.stdout.partition(b"\n")
-    logits = np.frombuffer(data, "<f4").reshape(len(ids), json.loads(header)["vocabulary"])
-    return ruler.log_softmax(logits.astype(np.float64))
+    return ruler.log_softmax(engine_tools.logits(
+        model, ids, DECODED, "--kernels", kernels, "--activations", activations, "--kv", "f32",
+        "--chunk", 13, "--adapter", adapter))
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The engine against the float32 ruler on tiny random models of every shape and tensor type."""
 import json
 import pathlib
-import subprocess
 import sys
 
 import numpy as np
@@ -25,22 +24,13 @@ CONFIGURATIONS = {
     "avx2-f16": ("avx2", "exact", "f16", 0.05),
     "avx512vnni-f16": ("avx512vnni", "exact", "f16", 0.05),
 }
-UNSUPPORTED = 3  # exit code: this processor lacks the kernels
 
 
 def engine_logprobs(model: pathlib.Path, ids: list[int], kernels: str, activations: str,
                     kv: str) -> np.ndarray:
-    result = subprocess.run(
-        [engine_tools.binary("cogumi-logits"), model, "--kernels", kernels, "--activations",
-         activations, "--kv", kv, "--chunk", "25"],
-        input=" ".join(map(str, [0, len(ids) - DECODED, *ids])).encode() + b"\n",
-        capture_output=True, timeout=300)
-    if result.returncode == UNSUPPORTED:
-        pytest.skip(result.stderr.decode().strip())
-    assert result.returncode == 0, result.stderr.decode()
-    header, _, data = result.stdout.partition(b"\n")
-    logits = np.frombuffer(data, "<f4").reshape(len(ids), json.loads(header)["vocabulary"])
-    return ruler.log_softmax(logits.astype(np.float64))
+    return ruler.log_softmax(engine_tools.logits(
+        model, ids, DECODED, "--kernels", kernels, "--activations", activations, "--kv", kv,
+        "--chunk", 25))
 
 
 @pytest.fixture(scope="module")
