@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <chrono>
 #include <fstream>
-#include <iostream>
 #include <iterator>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -16,6 +15,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "bench/lib/machine.h"
+#include "bench/lib/print_result.h"
 #include "engine/core/status_macros.h"
 #include "engine/core/thread_pool.h"
 #include "engine/io/gguf.h"
@@ -201,13 +201,7 @@ int Main(int argc, char** argv) {
   app.add_option("--rounds", options.rounds, "of all cases")->check(CLI::Range(1, 1000));
   app.add_option("--steps", options.steps, "of a case in a round")->check(CLI::Range(8, 100000));
   CLI11_PARSE(app, argc, argv);
-  const absl::StatusOr<nlohmann::json> result = RunBench(options);
-  if (!result.ok()) {
-    std::cerr << "cogumi-adapter-bench: " << result.status().message() << "\n";
-    return 1;
-  }
-  std::cout << result->dump(1) << std::endl;
-  return 0;
+  return PrintResult("cogumi-adapter-bench", RunBench(options));
 }
 
 }  // namespace

@@ -2,7 +2,6 @@
 // object of JSON on standard output. bench/peers/compare runs it beside the peers.
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <iostream>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -15,6 +14,7 @@
 #include "bench/lib/machine.h"
 #include "bench/lib/model_cost.h"
 #include "bench/lib/model_speed.h"
+#include "bench/lib/print_result.h"
 #include "engine/core/status_macros.h"
 #include "engine/core/thread_pool.h"
 #include "engine/io/gguf.h"
@@ -153,13 +153,7 @@ int Main(int argc, char** argv) {
   app.add_option("--repeat", options.repeat, "measurements of each test")
       ->check(CLI::Range(1, 1000));
   CLI11_PARSE(app, argc, argv);
-  const absl::StatusOr<nlohmann::json> result = RunBench(options);
-  if (!result.ok()) {
-    std::cerr << "cogumi-engine-bench: " << result.status().message() << "\n";
-    return 1;
-  }
-  std::cout << result->dump(1) << std::endl;
-  return 0;
+  return PrintResult("cogumi-engine-bench", RunBench(options));
 }
 
 }  // namespace
