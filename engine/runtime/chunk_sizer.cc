@@ -24,7 +24,10 @@ ChunkSizer::ChunkSizer(int32_t most, double target_seconds)
 int32_t ChunkSizer::Rows(int32_t others) const {
   if (others == 0) return most_;
   if (seconds_per_row_ <= 0) return std::min(most_, kFirstRows);
-  const double rows = (target_ - other_seconds_) / seconds_per_row_;
+  // As long as the decoding rows if they take more than half: a crowd that decodes must not leave a
+  // newcomer's prompt less than half of the time.
+  const double chunk = std::max(target_ - other_seconds_, std::min(other_seconds_, target_));
+  const double rows = chunk / seconds_per_row_;
   if (rows >= most_) return most_;
   return std::min(most_, std::max(kLeastRows, static_cast<int32_t>(rows)));
 }

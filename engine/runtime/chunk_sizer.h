@@ -2,8 +2,10 @@
 // longer than a target: learnt from how long steps took.
 //
 // A step takes as long as its decoding rows alone, which is measured when no prompt is computed,
-// and so much more a prompt row. Nothing that is computed depends on the chunk's size, so the
-// measurement may be as rough as it is.
+// and so much more a prompt row. Decoding and prompt rows together take the target; where decoding
+// alone takes more than half of it, the prompt rows take as long again (the target at most), so
+// that a step takes twice the target while decoding stays below it. Nothing that is computed
+// depends on the chunk's size, so the measurement may be as rough as it is.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +25,8 @@ class ChunkSizer {
  private:
   const int32_t most_;
   const double target_;
-  double other_seconds_ = 0;       // of a step without prompt rows
-  double seconds_per_row_ = 0;     // of prompts; 0: not known yet
+  double other_seconds_ = 0;    // of a step without prompt rows
+  double seconds_per_row_ = 0;  // of prompts; 0: not known yet
 };
 
 }  // namespace cogumi

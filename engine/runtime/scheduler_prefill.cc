@@ -31,10 +31,23 @@ void Scheduler::PlanPrefill() {
   const int32_t others = plan_.Rows();
   int32_t budget = sizer_.Rows(others);
   int32_t score_budget = options_.extra_logit_rows - draft_rows_;
+  // A tenant that decodes has its share of the step already: the prompts of those who do not go
+  // first. A newcomer's prompt then has at least half of the time, see ChunkSizer.
+  const std::vector<Sequence*> decoding = planned_;
+  const auto new_here = [&decoding](const Sequence* sequence) {
+    return std::none_of(decoding.begin(), decoding.end(), [sequence](const Sequence* one) {
+      return one->account == sequence->account;
+    });
+  };
   const std::span<Sequence*> all(prefilling_);
   for (size_t begin = 0, end = 0; begin < all.size() && budget > 0; begin = end) {
     while (end < all.size() && all[end]->request.priority == all[begin]->request.priority) ++end;
-    budget -= PlanTenants(all.subspan(begin, end - begin), budget, score_budget);
+    const std::span<Sequence*> equals = all.subspan(begin, end - begin);
+    const auto second = std::stable_partition(equals.begin(), equals.end(), new_here);
+    for (const std::span<Sequence*> part :
+         {std::span(equals.begin(), second), std::span(second, equals.end())}) {
+      if (budget > 0) budget -= PlanTenants(part, budget, score_budget);
+    }
   }
   prompt_rows_ = plan_.Rows() - others;
 }
@@ -44,9 +57,8 @@ void Scheduler::ShareUnderWay() {
   for (size_t i = 0; i < prefilling_.size(); ++i) {
     Sequence& sequence = *prefilling_[i];
     const RequestHandle followed = std::exchange(sequence.leader, 0);
-    if (followed != 0 &&
-        index_.Match(sequence.prefix_key, sequence.tokens, sequence.roles, sequence.Length() - 1) >
-            sequence.kv.length) {
+    if (followed != 0 && index_.Match(sequence.prefix_key, sequence.tokens, sequence.roles,
+                                      sequence.Length() - 1) > sequence.kv.length) {
       const int32_t before = sequence.kv.length;
       TakePrefix(sequence);
       CountCached(sequence, sequence.kv.length - before);

@@ -1,5 +1,6 @@
 #include "engine/runtime/chunk_sizer.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "gtest/gtest.h"
@@ -53,7 +54,7 @@ TEST(ChunkSizer, AlwaysSomeRowsAndNeverMoreThanTheMost) {
   Machine slow{.others = 0.2, .per_row = 0.02};
   ChunkSizer sizer(256, 0.05);
   for (int i = 0; i < 5; ++i) sizer.Measured(0, 32, 0.2);
-  EXPECT_EQ(Learn(sizer, slow, 30), 8);
+  EXPECT_EQ(Learn(sizer, slow, 30), 8);  // the target holds two
   // The others have become few, and no step without prompts shows it.
   EXPECT_GT(Learn(sizer, {.others = 0.001, .per_row = 0.0005}, 60), 80);
   Machine fast{.others = 0, .per_row = 1e-6};
@@ -63,6 +64,23 @@ TEST(ChunkSizer, AlwaysSomeRowsAndNeverMoreThanTheMost) {
   ChunkSizer off(256, std::numeric_limits<double>::infinity());
   Learn(off, slow, 10);
   EXPECT_EQ(off.Rows(4), 256);
+}
+
+TEST(ChunkSizer, PromptsTakeAsLongAsDecodingDoes) {
+  for (const double others : {0.020, 0.030, 0.045}) {
+    const Machine machine{.others = others, .per_row = 0.0005};
+    ChunkSizer sizer(256, 0.05);
+    for (int i = 0; i < 5; ++i) sizer.Measured(0, 4, machine.Seconds(0, true));
+    const int32_t rows = Learn(sizer, machine, 30);
+    EXPECT_NEAR(rows, std::max(0.05 - others, others) / 0.0005, 3) << others;
+    EXPECT_LE(machine.Seconds(rows, true), 0.1);
+  }
+  // Nor longer than the target.
+  const Machine slow{.others = 0.2, .per_row = 0.0005};
+  ChunkSizer sizer(256, 0.05);
+  for (int i = 0; i < 5; ++i) sizer.Measured(0, 4, slow.Seconds(0, true));
+  EXPECT_LE(Learn(sizer, slow, 30), 100);
+  EXPECT_GE(Learn(sizer, slow, 30), 30);
 }
 
 TEST(ChunkSizer, OneHiccupIsForgotten) {
