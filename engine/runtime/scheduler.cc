@@ -56,6 +56,7 @@ Scheduler::Scheduler(SchedulerOptions options, KvCache* cache, const Tokenizer* 
                                          ? options_.step_target_seconds
                                          : std::numeric_limits<double>::infinity()) {
   stats_.kv_pages = cache_->wide().capacity();
+  stats_.kv_tokens = cache_->LongestSequence();
   stats_.kv_bytes = cache_->budget_bytes();
   stats_.accepted_per_position.resize(static_cast<size_t>(kMaxDraft));
 }
@@ -79,8 +80,8 @@ absl::StatusOr<std::unique_ptr<Sequence>> Scheduler::Prepare(
   for (size_t i = 0; i < request.tokens.size(); ++i) {
     const TokenId id = request.tokens[i];
     if (id < 0 || id >= options_.vocabulary) {
-      return absl::InvalidArgumentError(absl::StrCat("tokens[", i, "]: ", id, " is outside [0, ",
-                                                     options_.vocabulary - 1, "]"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("tokens[", i, "]: ", id, " is outside [0, ", options_.vocabulary - 1, "]"));
     }
   }
   if (!request.roles.empty() && request.roles.size() != request.tokens.size()) {
@@ -99,8 +100,7 @@ absl::StatusOr<std::unique_ptr<Sequence>> Scheduler::Prepare(
 }
 
 absl::StatusOr<Speculation> Scheduler::ChooseDrafter(Speculation wanted) const {
-  const Speculation drafter =
-      wanted == Speculation::kDefault ? options_.speculation : wanted;
+  const Speculation drafter = wanted == Speculation::kDefault ? options_.speculation : wanted;
   if (drafter == Speculation::kOff || (speculator_ != nullptr && speculator_->Has(drafter))) {
     return drafter;
   }
@@ -115,9 +115,9 @@ absl::StatusOr<RequestHandle> Scheduler::Submit(std::unique_ptr<Sequence> sequen
       static_cast<size_t>(options_.max_running) + static_cast<size_t>(options_.max_queued);
   if (by_handle_.size() >= places) {
     ++stats_.rejected;
-    return absl::ResourceExhaustedError(
-        absl::StrCat("the queue is full: ", options_.max_running, " requests may run and ",
-                     options_.max_queued, " wait"));
+    return absl::ResourceExhaustedError(absl::StrCat("the queue is full: ", options_.max_running,
+                                                     " requests may run and ", options_.max_queued,
+                                                     " wait"));
   }
   sequence->handle = next_handle_++;
   sequence->account = shares_.Enter(sequence->request.priority, sequence->request.tenant);
@@ -146,8 +146,7 @@ void Scheduler::Draft() {
     target.context = {sequence->handle, sequence->tokens, sequence->roles, &sequence->sampler};
     target.drafter = sequence->drafter;
     // The token behind a draft is chosen in the same step.
-    target.limit =
-        std::min(kMaxDraft, sequence->max_tokens - sequence->Generated() - 1);
+    target.limit = std::min(kMaxDraft, sequence->max_tokens - sequence->Generated() - 1);
     target.draft = &sequence->draft;
     drafts = drafts || target.drafter != Speculation::kOff;
   }
@@ -259,9 +258,9 @@ void Scheduler::Sample(const Model& model) {
 void Scheduler::DescribeRows(const Model& model, Sequence& sequence) {
   std::vector<TokenInfo>& scored = sequence.completion.prompt_logprobs;
   for (int32_t row = sequence.first_logit; row < sequence.first_logit + sequence.logits; ++row) {
-    absl::StatusOr<TokenInfo> info = Sampler::Describe(
-        sequence.tokens[scored.size() + 1], model.Logits(row), model.Summary(row),
-        options_.vocabulary, sequence.request.sampling.top_logprobs, scratch_);
+    absl::StatusOr<TokenInfo> info =
+        Sampler::Describe(sequence.tokens[scored.size() + 1], model.Logits(row), model.Summary(row),
+                          options_.vocabulary, sequence.request.sampling.top_logprobs, scratch_);
     if (!info.ok()) {
       sequence.sample_status = info.status();
       return;
@@ -274,8 +273,8 @@ void Scheduler::DescribeRows(const Model& model, Sequence& sequence) {
 void Scheduler::SampleRows(const Model& model, Sequence& sequence) {
   for (int32_t i = 0; i < sequence.logits; ++i) {
     const int32_t row = sequence.first_logit + i;
-    absl::StatusOr<TokenInfo> info = sequence.sampler.Sample(
-        model.Logits(row), model.Summary(row), sequence.Length() + i, scratch_);
+    absl::StatusOr<TokenInfo> info = sequence.sampler.Sample(model.Logits(row), model.Summary(row),
+                                                             sequence.Length() + i, scratch_);
     if (!info.ok()) {
       sequence.sample_status = info.status();
       return;
@@ -478,10 +477,13 @@ EngineStats Scheduler::Stats() const {
   EngineStats stats = stats_;
   stats.running = static_cast<int32_t>(running_.size());
   stats.queued = static_cast<int32_t>(waiting_.size());
-  stats.kv_pages_cached = index_.evictable_wide();
-  stats.kv_pages_used = cache_->wide().used() - stats.kv_pages_cached;
   stats.kv_bytes_cached = index_.evictable_bytes();
   stats.kv_bytes_used = cache_->used_bytes() - stats.kv_bytes_cached;
+  const int64_t page = cache_->wide().block_bytes();
+  stats.kv_pages_used = static_cast<int32_t>((stats.kv_bytes_used + page - 1) / page);
+  stats.kv_pages_free = std::min(static_cast<int32_t>(cache_->free_bytes() / page),
+                                 stats.kv_pages - stats.kv_pages_used);
+  stats.kv_pages_cached = stats.kv_pages - stats.kv_pages_used - stats.kv_pages_free;
   stats.prefix_evictions = index_.evictions();
   const KvShape& shape = cache_->shape();
   for (const auto& [precision, pool] : {std::pair(shape.WidePrecision(), &cache_->wide()),

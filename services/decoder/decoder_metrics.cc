@@ -15,21 +15,20 @@ namespace {
 using Buckets = prometheus::Histogram::BucketBoundaries;
 
 const Buckets& FirstTokenBuckets() {
-  static const Buckets buckets = {.001, .005, .01, .02, .04, .06, .08, .1,  .25, .5,  .75,
-                                  1,    2.5,  5,   7.5, 10,  20,  40,  80,  160, 640, 2560};
+  static const Buckets buckets = {.001, .005, .01, .02, .04, .06, .08, .1, .25, .5,  .75,
+                                  1,    2.5,  5,   7.5, 10,  20,  40,  80, 160, 640, 2560};
   return buckets;
 }
 
 const Buckets& PerTokenBuckets() {
-  static const Buckets buckets = {.01, .025, .05, .075, .1, .15, .2, .3, .4, .5,
-                                  .75, 1,    2.5, 5,    7.5, 10, 20, 40, 80};
+  static const Buckets buckets = {.01, .025, .05, .075, .1,  .15, .2, .3, .4, .5,
+                                  .75, 1,    2.5, 5,    7.5, 10,  20, 40, 80};
   return buckets;
 }
 
 const Buckets& EndToEndBuckets() {
-  static const Buckets buckets = {.01, .05, .1, .2, .3, .5,  .8,  1,   1.5, 2,    2.5,
-                                  5,   10,  15, 20, 30, 40,  50,  60,  120, 240,  480,
-                                  960, 1920, 7680};
+  static const Buckets buckets = {.01, .05, .1, .2, .3, .5, .8,  1,   1.5, 2,   2.5,  5,   10,
+                                  15,  20,  30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
   return buckets;
 }
 
@@ -115,12 +114,12 @@ class EngineCollectable : public prometheus::Collectable {
                    number(stats.accepted_per_position[i]), {{"position", std::to_string(i)}});
     }
     const char* const kPages = "cogumi_kv_pages";
-    const char* const kPagesHelp = "Pages of the KV cache by state and precision.";
+    const char* const kPagesHelp = "The KV cache by state and format, in pages as new tokens fill.";
     list.Gauge(kPages, kPagesHelp, stats.kv_pages_used,
                {{"state", "used"}, {"precision", precision_}});
     list.Gauge(kPages, kPagesHelp, stats.kv_pages_cached,
                {{"state", "cached"}, {"precision", precision_}});
-    list.Gauge(kPages, kPagesHelp, stats.kv_pages - stats.kv_pages_used - stats.kv_pages_cached,
+    list.Gauge(kPages, kPagesHelp, stats.kv_pages_free,
                {{"state", "free"}, {"precision", precision_}});
     list.Gauge("cogumi_kv_bytes", "Budget of the KV cache in bytes.", number(stats.kv_bytes));
     for (const KvUsage& held : stats.kv_blocks) {
@@ -149,8 +148,7 @@ class EngineCollectable : public prometheus::Collectable {
                  "Requests ended by their deadline.", number(stats.deadline_exceeded));
     list.Counter("cogumi_engine_requests_failed_total", "Requests ended by a fault of the engine.",
                  number(stats.failed));
-    list.Gauge("cogumi_engine_healthy", "1 while steps make progress.",
-               engine_.Healthy() ? 1 : 0);
+    list.Gauge("cogumi_engine_healthy", "1 while steps make progress.", engine_.Healthy() ? 1 : 0);
     return list.Take();
   }
 

@@ -146,8 +146,8 @@ class GenerateStream : public StreamWriter<v1::GenerateResponse>, public Respons
     }
     auto self = std::static_pointer_cast<GenerateStream>(shared_from_this());
     shared_->adapters->Resolve(
-        request.adapter(), [self, &worker, input = *std::move(prompt)](
-                               absl::StatusOr<AdapterInUse> adapter) mutable {
+        request.adapter(),
+        [self, &worker, input = *std::move(prompt)](absl::StatusOr<AdapterInUse> adapter) mutable {
           if (!adapter.ok()) {
             self->End(adapter.status());
             return;
@@ -178,8 +178,7 @@ class GenerateStream : public StreamWriter<v1::GenerateResponse>, public Respons
     request.adapter = adapter_.digest;
     request.adapter_lease = std::move(adapter_.lease);
     auto self = std::static_pointer_cast<GenerateStream>(shared_from_this());
-    ASSIGN_OR_RETURN(const RequestHandle handle,
-                     shared_->engine.Submit(std::move(request), self));
+    ASSIGN_OR_RETURN(const RequestHandle handle, shared_->engine.Submit(std::move(request), self));
     cancel_.Submitted(handle);
     return absl::OkStatus();
   }
@@ -341,8 +340,8 @@ class DecoderServiceImpl : public DecoderService, public v1::DecoderService::Cal
                                        v1::DetokenizeResponse* response) override {
     return Deferred(context, "Detokenize", request->ByteSizeLong(), [=, this]() -> absl::Status {
       if (request->ids_size() > kMaxDetokenizeIds) {
-        return FieldError("ids", Cat(request->ids_size(), " ids, at most ", kMaxDetokenizeIds,
-                                     " are taken"));
+        return FieldError(
+            "ids", Cat(request->ids_size(), " ids, at most ", kMaxDetokenizeIds, " are taken"));
       }
       const std::vector<TokenId> ids(request->ids().begin(), request->ids().end());
       absl::StatusOr<std::string> raw = shared_->engine.Detokenize(ids, request->special());
@@ -404,7 +403,7 @@ class DecoderServiceImpl : public DecoderService, public v1::DecoderService::Cal
       response->set_kernel_configuration(configuration.kernel_configuration);
       response->set_kernel_digest(configuration.kernel_digest);
       response->set_kv_pages(stats.kv_pages);
-      response->set_kv_pages_free(stats.kv_pages - stats.kv_pages_used);
+      response->set_kv_pages_free(stats.kv_pages_free + stats.kv_pages_cached);
       response->set_kv_bytes(stats.kv_bytes);
       response->set_max_running(limits_.max_running);
       response->set_max_queued(limits_.max_queued);
@@ -438,9 +437,9 @@ class DecoderServiceImpl : public DecoderService, public v1::DecoderService::Cal
     request.score = true;
     request.sampling.logprobs = true;
     request.sampling.top_logprobs = top;
-    ASSIGN_OR_RETURN(const RequestHandle handle,
-                     shared_->engine.Submit(std::move(request),
-                                           std::make_shared<ScoreSink>(reactor, response)));
+    ASSIGN_OR_RETURN(
+        const RequestHandle handle,
+        shared_->engine.Submit(std::move(request), std::make_shared<ScoreSink>(reactor, response)));
     cancel.Submitted(handle);
     return absl::OkStatus();
   }

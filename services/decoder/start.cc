@@ -38,8 +38,8 @@ class RunningDecoder : public RunningService {
       adapters_ = std::make_unique<AdapterStore>(
           *engine_, MakeGrpcAdapterSupplier(std::move(modifiers)), AdapterStoreOptions{});
     }
-    service_ = DecoderService::Create(
-        runtime_, *engine_, {options.max_running, options.max_queued}, adapters_.get());
+    service_ = DecoderService::Create(runtime_, *engine_, {options.max_running, options.max_queued},
+                                      adapters_.get());
     ASSIGN_OR_RETURN(host_, ServiceHost::Create(
                                 runtime_, config.server,
                                 {{service_->grpc_service(), DecoderService::full_name()}}, [this] {
@@ -51,6 +51,10 @@ class RunningDecoder : public RunningService {
                                 }));
     LogLine("decoder", Cat("model ", options.model_path, ", kernels ",
                            engine_->Configuration().kernel_configuration));
+    const EngineStats stats = engine_->Stats();
+    LogLine("decoder",
+            Cat("KV cache of ", stats.kv_bytes, " bytes: ", stats.kv_pages,
+                " pages as they are filled, one sequence of ", stats.kv_tokens, " tokens at most"));
     return absl::OkStatus();
   }
 
@@ -88,10 +92,9 @@ void DeclareDecoderOptions(OptionSet& set, DecoderConfig* config) {
       .Choice("activations", &config->activations, {"mixed", "exact", "fast", "f32"},
               "16 bits but for long prompts (mixed), everywhere (exact), 8 (fast); f32: the ruler.")
       .Choice("kv_format", &config->kv_format, {"f16", "f32", "int8", "int4", "k8v4"},
-              "Format of the KV cache; the last two keep the newest tokens and the first in int8.")
+              "Format of the KV cache; int4 and k8v4 keep the newest and the first tokens in int8.")
       .Int("context_length", &engine.context_length, Low(kContextLengthRange),
-           High(kContextLengthRange),
-           "Tokens of prompt and answer; 0: the model's own.")
+           High(kContextLengthRange), "Tokens of prompt and answer; 0: the model's own.")
       .Bytes("kv_bytes", &engine.kv_bytes, kKvBytesRange.low, kKvBytesRange.high,
              "Budget of the KV cache.")
       .String("modifiers", &config->modifiers,

@@ -33,8 +33,8 @@ using AdapterLease = std::shared_ptr<const ResidentAdapter>;
 struct GenerationRequest {
   std::string request_id;
   std::string tenant;
-  int32_t priority = 0;         // -100..100, higher first
-  double deadline = 0;          // Clock::Now() seconds; 0: none
+  int32_t priority = 0;          // -100..100, higher first
+  double deadline = 0;           // Clock::Now() seconds; 0: none
   std::vector<TokenId> tokens;   // the prompt, 1..context-1 tokens
   std::vector<TokenRole> roles;  // of the tokens, as Tokenize gives them; empty: all kPrompt
   std::string template_digest;   // goes into the receipt
@@ -58,11 +58,13 @@ struct KvUsage {
 struct EngineStats {
   int32_t running = 0;
   int32_t queued = 0;
-  // Pages in the precision of new tokens.
+  // Bytes of the cache in pages as new tokens fill them; older pages take less in some formats.
   int32_t kv_pages = 0;
   int32_t kv_pages_used = 0;    // by sequences
   int32_t kv_pages_cached = 0;  // only remembered: free when somebody needs them
-  int64_t kv_bytes = 0;         // the budget
+  int32_t kv_pages_free = 0;
+  int64_t kv_tokens = 0;  // of the longest sequence that the budget holds alone
+  int64_t kv_bytes = 0;   // the budget
   int64_t kv_bytes_used = 0;
   int64_t kv_bytes_cached = 0;
   std::vector<KvUsage> kv_blocks;  // used and remembered ones, by precision
@@ -80,8 +82,8 @@ struct EngineStats {
   uint64_t prefix_queries = 0;    // prompt tokens looked for in the prefix cache
   uint64_t prefix_hits = 0;       // prompt tokens found there
   uint64_t prefix_evictions = 0;  // pages
-  double step_seconds = 0;  // total time in steps
-  uint64_t drafts = 0;      // verified, one a sequence and step
+  double step_seconds = 0;        // total time in steps
+  uint64_t drafts = 0;            // verified, one a sequence and step
   uint64_t drafted_tokens = 0;
   uint64_t accepted_tokens = 0;
   std::vector<uint64_t> accepted_per_position;  // of the draft, from its first token on

@@ -51,7 +51,7 @@ constexpr ActivationFormat ActivationFormatOf(std::string_view name) {
   return ActivationFormat::kMixed;
 }
 
-// Of keys and values. The last three keep the first page and a window of 64-127 tokens in 8 bits.
+// Of keys and values. The last two keep the first page and a window of 64-127 tokens as kInt8.
 enum class KvFormat {
   kF16,
   kF32,
@@ -107,23 +107,23 @@ struct EngineOptions {
   std::string kernels;
   ActivationFormat activations = ActivationFormat::kMixed;
   KvFormat kv_format = KvFormat::kF16;
-  int32_t context_length = 0;      // 0: the model's own
-  int64_t kv_bytes = 512LL << 20;  // budget of the KV cache; address space until used
+  int32_t context_length = 0;           // 0: the model's own
+  int64_t kv_bytes = 512LL << 20;       // budget of the KV cache; address space until used
   int64_t adapter_bytes = 256LL << 20;  // budget of resident adapters; 0: none
-  int32_t max_running = 32;        // sequences in a step
-  int32_t max_queued = 128;        // beyond: RESOURCE_EXHAUSTED
-  int32_t prefill_chunk = 256;     // prompt tokens in a step, at most
+  int32_t max_running = 32;             // sequences in a step
+  int32_t max_queued = 128;             // beyond: RESOURCE_EXHAUSTED
+  int32_t prefill_chunk = 256;          // prompt tokens in a step, at most
   // A step that computes prompts while others wait for their next token should take no longer: the
   // chunk is made smaller, by measurement. 0: it is always prefill_chunk.
   double step_target_seconds = 0.05;
-  bool prefix_cache = true;        // keep computed prompts and answers for requests that go on
+  bool prefix_cache = true;  // keep computed prompts and answers for requests that go on
   // Of requests that do not choose; kOff refuses those that do. With kDraftModel n-gram lookup can
   // be chosen too.
   Speculation speculation = Speculation::kNgram;
   std::string draft_model_path;          // GGUF with the same vocabulary; for kDraftModel only
   int64_t draft_kv_bytes = 128LL << 20;  // budget of the draft model's own KV cache
-  double watchdog_seconds = 5;     // a step longer than this makes the engine unhealthy
-  const Clock* clock = nullptr;    // null: the real one
+  double watchdog_seconds = 5;           // a step longer than this makes the engine unhealthy
+  const Clock* clock = nullptr;          // null: the real one
 };
 
 }  // namespace cogumi

@@ -234,6 +234,7 @@ EngineStats FakeEngine::Stats() const {
     ++(sequence->running ? stats.running : stats.queued);
   }
   stats.kv_pages_used = stats.running;
+  stats.kv_pages_free = stats.kv_pages - stats.kv_pages_used;
   stats.kv_bytes_used = stats.kv_bytes / stats.kv_pages * stats.running;
   return stats;
 }
@@ -279,8 +280,7 @@ void FakeEngine::Step() {
     ++stats_.steps;
     std::swap(fail, fail_next_);
     for (const auto& [handle, sequence] : sequences_) {
-      if (!sequence->running &&
-          running.size() >= static_cast<size_t>(options_.max_running)) {
+      if (!sequence->running && running.size() >= static_cast<size_t>(options_.max_running)) {
         if (!sequence->cancelled) continue;
       }
       if (!sequence->running) {
@@ -328,8 +328,7 @@ void FakeEngine::Step() {
       const bool at_limit =
           sampling.max_tokens && static_cast<int32_t>(sequence->next) >= *sampling.max_tokens;
       completion.finish_reason = at_limit ? FinishReason::kLength : FinishReason::kStop;
-      finished =
-          at_limit || (!options_.endless && sequence->next >= sequence->pieces.size());
+      finished = at_limit || (!options_.endless && sequence->next >= sequence->pieces.size());
       std::lock_guard<std::mutex> lock(mutex_);
       ++stats_.generated_tokens;
     }
