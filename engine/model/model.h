@@ -19,6 +19,8 @@ class GgufFile;
 
 struct ModelOptions {
   std::string kernels;  // see EngineOptions
+  // Instead of a tier's, for a test that puts something wrong under the model. Must outlive it.
+  const KernelTable* table = nullptr;
   ActivationFormat activations = ActivationFormat::kMixed;
   KvFormat kv_format = KvFormat::kF16;
   int32_t max_rows = 288;  // rows of a step, at most

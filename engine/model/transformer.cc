@@ -46,7 +46,7 @@ struct Slots {
   const int32_t* row_of = nullptr;
 };
 
-class Transformer : public Model {
+class Transformer final : public Model {
  public:
   Transformer(ModelConfig config, const ModelOptions& options, const KernelTable* kernels,
               std::unique_ptr<Weights> weights, ThreadPool* pool)
@@ -389,8 +389,7 @@ class Transformer : public Model {
   // privately when there are few.
   const Activations& Normalise(const float* x, const float* weight, int inputs, int rows,
                                const Slots& slots, InputForms forms, int thread,
-                               const LoraSlots* lora = nullptr,
-                               LoraGroup group = LoraGroup::kQkv) {
+                               const LoraSlots* lora = nullptr, LoraGroup group = LoraGroup::kQkv) {
     const bool few = rows <= kPrivateRows;
     // Each thread has its own view; the shared ones point to the same memory.
     Activations& out = few ? private_[static_cast<size_t>(thread)].view
@@ -431,10 +430,10 @@ class Transformer : public Model {
     lora.runs = lora_runs_.data();
     lora.run_count = static_cast<int>(lora_runs_.size());
     // Few rows: every thread shrinks them for itself, as it normalises them.
-    lora.values = rows <= kPrivateRows
-                      ? lora_private_.data() +
-                            static_cast<size_t>(thread * kPrivateRows) * kLoraValues
-                      : lora_values_.data();
+    lora.values =
+        rows <= kPrivateRows
+            ? lora_private_.data() + static_cast<size_t>(thread * kPrivateRows) * kLoraValues
+            : lora_values_.data();
     for (size_t l = 0; l < weights_->layers.size(); ++l) {
       const LayerWeights& layer = weights_->layers[l];
       lora.layer = static_cast<int>(l);
@@ -656,6 +655,7 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const GgufFile& file,
   }
   ASSIGN_OR_RETURN(const KernelTable* kernels,
                    SelectKernels(exact ? std::string_view("reference") : options.kernels));
+  if (options.table != nullptr) kernels = options.table;
   ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::FromGguf(file));
   RETURN_IF_ERROR(CheckScratch(config, options, pool->size()));
   ASSIGN_OR_RETURN(std::unique_ptr<Weights> weights, Weights::Load(file, config, pool));

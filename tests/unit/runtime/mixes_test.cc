@@ -1,16 +1,21 @@
 // Random mixes of requests on a tiny real model: each answer has the bits that it has alone, in any
-// batch and chunk, after preemption, with beginnings from the prefix cache, in every KV format and
-// on every instruction set. Counters show that the mixes contained all of it.
+// batch and chunk, after preemption, with beginnings from the prefix cache, with and without
+// drafts, in every KV format and on every instruction set. Counters show that the mixes contained
+// all of it.
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <cstdio>
+#include <map>
 #include <memory>
 #include <random>
 #include <set>
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_join.h"
+#include "engine/core/clock.h"
+#include "engine/decode/ngram_drafter.h"
+#include "engine/decode/speculator.h"
 #include "engine/io/gguf.h"
 #include "engine/kernels/registry.h"
 #include "engine/runtime/scheduler.h"
@@ -46,51 +51,71 @@ std::vector<Bits> BitsOf(const std::vector<TokenInfo>& infos) {
   return bits;
 }
 
-// What must not be: arithmetic that depends on what else is in the step.
-class DependsOnTheBatch : public Model {
+// What must not be: attention over a long context whose chunks of keys are added in an order that
+// depends on how many sequences are in the step. One row and head at a time, by the tier's kernels.
+class SplitByBatch {
  public:
-  explicit DependsOnTheBatch(Model* inner) : inner_(inner) {}
-  const ModelConfig& config() const override { return inner_->config(); }
-  KvShape kv_shape() const override { return inner_->kv_shape(); }
-  const std::string& kernel_configuration() const override {
-    return inner_->kernel_configuration();
+  // The table of a tier with that attention. One at a time.
+  static const KernelTable& Over(const KernelTable& tier) {
+    tier_ = &tier;
+    wrong_ = tier;
+    wrong_.paged_attention = Attend;
+    return wrong_;
   }
-  const KernelTable& kernels() const override { return inner_->kernels(); }
-  absl::Status Forward(const StepPlan& plan, KvCache& cache) override {
-    absl::Status status = inner_->Forward(plan, cache);
-    logits_.clear();
-    const size_t size = static_cast<size_t>(config().vocabulary_size);
-    for (size_t i = 0; status.ok() && i < plan.logit_rows.size(); ++i) {
-      const float* row = inner_->Logits(static_cast<int32_t>(i));
-      std::vector<float>& own = logits_.emplace_back(row, row + size);
-      if (plan.sequences.size() < 2) continue;
-      for (float& logit : own) logit = std::nextafter(logit, 100.0f);  // another order of sums
-    }
-    return status;
-  }
-  const float* Logits(int32_t index) const override {
-    return logits_[static_cast<size_t>(index)].data();
-  }
-  const LogitSummary& Summary(int32_t index) const override { return inner_->Summary(index); }
+  static void SetSequences(size_t count) { sequences_ = count; }
 
  private:
-  Model* inner_;
-  std::vector<std::vector<float>> logits_;
+  static void Attend(const PagedAttentionArgs& args, int begin, int end) {
+    for (int i = begin; i < end; ++i) {
+      const AttentionItem& item = args.items[i];
+      const int chunks = item.chunk_end - item.chunk_begin;
+      if (item.partial != -1 || chunks < 2 || sequences_ < 2) {
+        tier_->paged_attention(args, i, i + 1);
+        continue;
+      }
+      const int queries = item.rows * item.heads;
+      const int floats = AttentionPartialFloats(args.kv.head_dim);
+      std::vector<float> partials(static_cast<size_t>(2 * chunks * queries * floats));
+      std::vector<AttentionItem> parts(static_cast<size_t>(chunks), item);
+      // Chunk c goes where merging looks for chunk `chunks - 1 - c`.
+      for (int c = 0; c < chunks; ++c) {
+        AttentionItem& part = parts[static_cast<size_t>(c)];
+        part.chunk_begin = c;
+        part.chunk_end = c + 1;
+        part.partial = (2 * chunks - 1 - 2 * c) * queries;
+      }
+      PagedAttentionArgs split = args;
+      split.items = parts.data();
+      split.partials = partials.data();
+      tier_->paged_attention(split, 0, chunks);
+      AttentionItem merged = item;
+      merged.partial = chunks * queries;
+      split.items = &merged;
+      tier_->merge_attention(split, 0, 1);
+    }
+  }
+
+  static inline const KernelTable* tier_ = nullptr;
+  static inline KernelTable wrong_;
+  static inline size_t sequences_ = 0;  // set before a step's threads begin
 };
 
+// Which of the work that must not matter has been seen, by one kernel configuration.
 struct Counters {
   std::set<int32_t> widths;  // rows of steps that only decode
-  std::set<int32_t> chunks;  // prompt rows of one sequence in a step
-  int32_t deepest = 0;
+  std::set<int32_t> chunks;  // configured ones that a prompt filled without ending
+  int32_t deepest = 0;       // position that a token was generated after
   uint64_t preemptions = 0;
   uint64_t prefix_hits = 0;
   uint64_t evictions = 0;
-  std::set<std::string> configurations;
+  uint64_t drafted = 0;
+  uint64_t accepted = 0;
 };
+using CountersByConfiguration = std::map<std::string, Counters>;
 
 // A model on two threads for mixes, on one for requests alone.
 struct Machine {
-  Machine(const std::string& kernels, KvFormat format) {
+  Machine(const std::string& kernels, KvFormat format, const KernelTable* table = nullptr) {
     testing::TinyModelOptions tiny;
     tiny.context_length = 2048;
     tiny.type = GgmlType::kQ4_1;
@@ -100,9 +125,11 @@ struct Machine {
     ModelOptions options;
     options.kernels = kernels;
     options.kv_format = format;
-    options.max_rows = 32 + 512;
+    options.max_rows = 32 + 512 + 32;
     options.max_logit_rows = 64;
+    options.table = table;
     model = *Model::Load(*file, options, &two);
+    options.table = nullptr;
     alone = *Model::Load(*file, options, &one);
     tokenizer = *Tokenizer::Create(*file);
   }
@@ -135,33 +162,45 @@ void Deliver(Scheduler& scheduler) {
   }
 }
 
+void Count(const StepPlan& plan, int32_t chunk, Counters& counters) {
+  const auto wants_logits = [&plan](const StepSequence& sequence) {
+    const auto first =
+        std::lower_bound(plan.logit_rows.begin(), plan.logit_rows.end(), sequence.first_row);
+    return first != plan.logit_rows.end() && *first < sequence.first_row + sequence.rows;
+  };
+  bool decodes = true;
+  for (const StepSequence& sequence : plan.sequences) {
+    const bool ends = wants_logits(sequence);
+    if (!ends && sequence.rows == chunk) counters.chunks.insert(chunk);
+    if (!ends || sequence.rows > 1) decodes = false;
+    if (ends) {
+      counters.deepest = std::max(counters.deepest, sequence.first_position + sequence.rows);
+    }
+  }
+  if (decodes) counters.widths.insert(plan.Rows());
+}
+
 // One step; false when there is nothing to do.
-bool Step(Scheduler& scheduler, Model& model, KvCache& cache, Counters* counters) {
+bool Step(Scheduler& scheduler, Model& model, KvCache& cache, int32_t chunk, Counters* counters) {
   const StepPlan* plan = scheduler.Plan(0);
   if (plan == nullptr) {
     Deliver(scheduler);
     return false;
   }
-  if (counters != nullptr) {
-    bool decodes = true;
-    for (const StepSequence& sequence : plan->sequences) {
-      if (sequence.rows > 1) {
-        decodes = false;
-        counters->chunks.insert(sequence.rows);
-      } else if (plan->sequences.size() == 1) {
-        counters->chunks.insert(1);
-      }
-      counters->deepest = std::max(counters->deepest, sequence.first_position + sequence.rows);
-    }
-    if (decodes) counters->widths.insert(plan->Rows());
-  }
+  if (counters != nullptr) Count(*plan, chunk, *counters);
+  SplitByBatch::SetSequences(plan->sequences.size());
   const absl::Status status = model.Forward(*plan, cache);
   EXPECT_TRUE(status.ok()) << status;
   if (status.ok()) scheduler.Sample(model);
   scheduler.Commit(status, 0);
+  scheduler.Draft();
   EXPECT_LE(cache.used_bytes(), cache.budget_bytes());
-  EXPECT_LE(cache.wide().resident_bytes() + cache.narrow().resident_bytes(),
-            cache.budget_bytes());
+  const EngineStats stats = scheduler.Stats();
+  EXPECT_EQ(stats.kv_pages_used + stats.kv_pages_cached + stats.kv_pages_free, stats.kv_pages);
+  EXPECT_EQ(stats.kv_pages_used > 0, stats.kv_bytes_used > 0);
+  // What is free can be written.
+  EXPECT_LE(stats.kv_pages_free * cache.wide().block_bytes(), cache.free_bytes());
+  EXPECT_LE(cache.wide().resident_bytes() + cache.narrow().resident_bytes(), cache.budget_bytes());
   Deliver(scheduler);
   return true;
 }
@@ -189,7 +228,7 @@ std::vector<TokenInfo> AnswerAlone(Machine& machine, const GenerationRequest& re
   options.prefix_cache = false;
   Scheduler scheduler(options, cache.get(), machine.tokenizer.get());
   const auto sink = Submit(scheduler, request);
-  while (Step(scheduler, *machine.alone, *cache, nullptr)) {
+  while (Step(scheduler, *machine.alone, *cache, 512, nullptr)) {
   }
   EXPECT_TRUE(sink->status().ok()) << sink->status();
   return sink->infos();
@@ -199,8 +238,10 @@ class Mix {
  public:
   Mix(Machine& machine, uint64_t seed) : machine_(machine), random_(seed) {}
 
-  // Runs it on `model`; how many answers differ from those alone.
-  int Differences(Model& model, Counters& counters) {
+  // How many answers differ from those alone.
+  int Differences(CountersByConfiguration& by_configuration) {
+    Model& model = *machine_.model;
+    Counters& counters = by_configuration[model.kernel_configuration()];
     const int32_t running = kWidths[Below(6)];
     // Everybody at once and for long, so that all places decode together.
     const bool crowd = Below(3) == 0;
@@ -209,7 +250,11 @@ class Mix {
     SchedulerOptions options = OptionsOf(machine_, running, chunk);
     options.context_length =
         static_cast<int32_t>(std::min<int64_t>(kContext, cache->LongestSequence()));
-    Scheduler scheduler(options, cache.get(), machine_.tokenizer.get());
+    // Time stands still: drafts cost nothing and are verified whenever there are any.
+    const FakeClock clock;
+    Speculator speculator(std::make_unique<NgramDrafter>(), nullptr, &clock);
+    if (Below(2) == 0) options.speculation = Speculation::kNgram;
+    Scheduler scheduler(options, cache.get(), machine_.tokenizer.get(), &speculator);
 
     std::vector<Asked> asked;
     const int wanted = running + Below(running == 32 ? 6 : 8);
@@ -217,9 +262,7 @@ class Mix {
     int long_ones = chunk == 1 || crowd ? 0 : 1 + Below(2);
     bool busy = true;
     while (busy || static_cast<int>(asked.size()) < wanted) {
-      const int arrivals = crowd                       ? wanted
-                           : Below(3) == 0 || !busy ? 1 + Below(running)
-                                                    : 0;
+      const int arrivals = crowd ? wanted : Below(3) == 0 || !busy ? 1 + Below(running) : 0;
       for (int i = 0; i < arrivals && static_cast<int>(asked.size()) < wanted; ++i) {
         const bool deep = long_ones > 0 && Below(4) == 0;
         if (deep) --long_ones;
@@ -233,7 +276,7 @@ class Mix {
         }
         asked.push_back(std::move(next));
       }
-      busy = Step(scheduler, model, *cache, &counters) || !scheduler.Idle();
+      busy = Step(scheduler, model, *cache, chunk, &counters) || !scheduler.Idle();
     }
     const EngineStats stats = scheduler.Stats();
     EXPECT_EQ(stats.kv_bytes_used, 0);
@@ -241,14 +284,14 @@ class Mix {
     counters.preemptions += stats.preemptions;
     counters.prefix_hits += stats.prefix_hits;
     counters.evictions += stats.prefix_evictions;
-    counters.configurations.insert(model.kernel_configuration());
+    counters.drafted += stats.drafted_tokens;
+    counters.accepted += stats.accepted_tokens;
 
     int different = 0;
     for (const Asked& one : asked) {
       if (one.cancelled) continue;
       EXPECT_TRUE(one.sink->status().ok()) << one.sink->status();
-      different +=
-          BitsOf(one.sink->infos()) != BitsOf(AnswerAlone(machine_, one.request)) ? 1 : 0;
+      different += BitsOf(one.sink->infos()) != BitsOf(AnswerAlone(machine_, one.request)) ? 1 : 0;
     }
     return different;
   }
@@ -258,7 +301,7 @@ class Mix {
 
   int64_t Budget(const KvShape& shape, bool ample) {
     const int64_t page = static_cast<int64_t>(shape.WideBytes());
-    return page * (ample || Below(3) == 0 ? 400 : 24 + Below(12));
+    return page * (ample || Below(8) == 0 ? 400 : 20 + Below(8));
   }
 
   void Extend(GenerationRequest& request, int32_t count, TokenRole role, uint64_t text) {
@@ -333,36 +376,49 @@ TEST(Mixes, EveryAnswerHasTheBitsThatItHasAlone) {
       configurations.insert(machines.back()->model->kernel_configuration());
     }
   }
-  Counters counters;
+  CountersByConfiguration seen;
   for (int i = 0; i < wanted && !HasFailure(); ++i) {
     SCOPED_TRACE(::testing::Message() << "mix " << i);
     Machine& machine = *machines[static_cast<size_t>(i) % machines.size()];
     Mix mix(machine, static_cast<uint64_t>(i) + 1);
-    EXPECT_EQ(mix.Differences(*machine.model, counters), 0)
-        << machine.model->kernel_configuration();
+    EXPECT_EQ(mix.Differences(seen), 0) << machine.model->kernel_configuration();
   }
-  EXPECT_EQ(counters.configurations, configurations);
-  EXPECT_GT(counters.preemptions, 0u);
-  EXPECT_GT(counters.prefix_hits, 0u);
-  EXPECT_GT(counters.evictions, 0u);
-  EXPECT_GT(counters.deepest, 1024);
-  for (const int32_t width : kWidths) EXPECT_TRUE(counters.widths.contains(width)) << width;
-  for (const int32_t chunk : kChunks) EXPECT_TRUE(counters.chunks.contains(chunk)) << chunk;
-  std::printf("%d mixes: %zu widths, deepest %d, %llu preemptions, %llu tokens from the prefix "
-              "cache, %llu evictions\n",
-              wanted, counters.widths.size(), counters.deepest,
-              static_cast<unsigned long long>(counters.preemptions),
-              static_cast<unsigned long long>(counters.prefix_hits),
-              static_cast<unsigned long long>(counters.evictions));
+  EXPECT_EQ(seen.size(), configurations.size());
+  Counters all;
+  for (const auto& [name, counters] : seen) {
+    SCOPED_TRACE(name);
+    if (!testing::kSanitized) {
+      EXPECT_GT(counters.preemptions, 0u);
+      EXPECT_GT(counters.prefix_hits, 0u);
+      EXPECT_GT(counters.evictions, 0u);
+      EXPECT_GT(counters.deepest, 1024);
+      EXPECT_GT(counters.accepted, 0u);
+      EXPECT_GT(counters.drafted, counters.accepted);
+    }
+    all.widths.insert(counters.widths.begin(), counters.widths.end());
+    all.chunks.insert(counters.chunks.begin(), counters.chunks.end());
+    std::printf(
+        "%s: %zu widths, %zu chunks, deepest %d, %llu preemptions, %llu tokens from the "
+        "prefix cache, %llu evictions, %llu of %llu drafts\n",
+        name.c_str(), counters.widths.size(), counters.chunks.size(), counters.deepest,
+        static_cast<unsigned long long>(counters.preemptions),
+        static_cast<unsigned long long>(counters.prefix_hits),
+        static_cast<unsigned long long>(counters.evictions),
+        static_cast<unsigned long long>(counters.accepted),
+        static_cast<unsigned long long>(counters.drafted));
+  }
+  for (const int32_t width : kWidths) EXPECT_TRUE(all.widths.contains(width)) << width;
+  for (const int32_t chunk : kChunks) EXPECT_TRUE(all.chunks.contains(chunk)) << chunk;
+  std::printf("%d mixes on %s\n", wanted, absl::StrJoin(Tiers(), ", ").c_str());
 }
 
-TEST(Mixes, ArithmeticThatDependsOnTheBatchIsSeen) {
-  Machine machine(Tiers().front(), KvFormat::kF16);
-  DependsOnTheBatch wrong(machine.model.get());
-  Counters counters;
+TEST(Mixes, ASplitThatDependsOnTheBatchIsSeen) {
+  const KernelTable& tier = **SelectKernels(Tiers().front());
+  Machine machine(Tiers().front(), KvFormat::kF16, &SplitByBatch::Over(tier));
+  CountersByConfiguration seen;
   int different = 0;
-  for (uint64_t seed = 1; seed <= 4; ++seed) {
-    different += Mix(machine, seed).Differences(wrong, counters);
+  for (uint64_t seed = 1; seed <= 12; ++seed) {
+    different += Mix(machine, seed).Differences(seen);
   }
   EXPECT_GT(different, 0);
 }
