@@ -71,6 +71,11 @@ std::optional<v1::Adapter> AdapterCatalogue::Find(const std::string& name_or_dig
   return std::nullopt;
 }
 
+bool AdapterCatalogue::Gone(const std::string& digest) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return current_ && !Named(digest);
+}
+
 std::vector<v1::Adapter> AdapterCatalogue::List() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   std::vector<v1::Adapter> list;

@@ -26,6 +26,8 @@ class AdapterCatalogue {
 
   // By name, or by digest.
   std::optional<v1::Adapter> Find(const std::string& name_or_digest) const;
+  // It is known that no name stands for these bytes.
+  bool Gone(const std::string& digest) const;
   std::vector<v1::Adapter> List() const;
   // The stream runs and has told the whole catalogue: what is not here does not exist.
   bool current() const;

@@ -72,7 +72,7 @@ AdapterStore::~AdapterStore() {
 
 void AdapterStore::Resolve(const std::string& name_or_digest, Callback done) {
   const std::optional<v1::Adapter> known = catalogue_.Find(name_or_digest);
-  const std::string digest = known              ? known->digest()
+  const std::string digest = known                             ? known->digest()
                              : IsAdapterDigest(name_or_digest) ? name_or_digest
                                                                : "";
   if (!digest.empty()) {
@@ -92,9 +92,8 @@ void AdapterStore::Resolve(const std::string& name_or_digest, Callback done) {
     done = std::move(callers.back());
     waiting_.erase(name_or_digest);
   }
-  done(WithReason(
-      WithRetry(absl::ResourceExhaustedError("too many adapters are being loaded"), 1),
-      "QUEUE_FULL"));
+  done(WithReason(WithRetry(absl::ResourceExhaustedError("too many adapters are being loaded"), 1),
+                  "QUEUE_FULL"));
 }
 
 void AdapterStore::Load(const std::string& key) {
@@ -134,6 +133,8 @@ absl::StatusOr<AdapterInUse> AdapterStore::LoadNow(const std::string& key) {
     }
     if (!fetched.ok()) return Seen(fetched.status(), key);
     lease = *std::move(fetched);
+    // Removed meanwhile: this request was first and is answered, no later one.
+    if (catalogue_.Gone(digest)) engine_.UnloadAdapter(digest);
   }
   return InUse(key, digest, std::move(lease));
 }
@@ -141,11 +142,11 @@ absl::StatusOr<AdapterInUse> AdapterStore::LoadNow(const std::string& key) {
 absl::StatusOr<AdapterLease> AdapterStore::Fetch(const v1::Adapter& described) {
   const std::string& base = engine_.Model().digest;
   if (described.base_model() != base) {
-    return WithReason(absl::FailedPreconditionError(
-                          Cat("adapter ", described.digest(), " was made for the base ",
-                              ToValidUtf8(TruncateUtf8(described.base_model(), 64)),
-                              ", this model is ", base)),
-                      "ADAPTER_MISMATCH");
+    return WithReason(
+        absl::FailedPreconditionError(Cat("adapter ", described.digest(), " was made for the base ",
+                                          ToValidUtf8(TruncateUtf8(described.base_model(), 64)),
+                                          ", this model is ", base)),
+        "ADAPTER_MISMATCH");
   }
   // In memory the weights take at least half of what they take in the file.
   const int64_t budget = engine_.AdapterUse().budget_bytes;
@@ -155,9 +156,8 @@ absl::StatusOr<AdapterLease> AdapterStore::Fetch(const v1::Adapter& described) {
                                             budget));
   }
   ASSIGN_OR_RETURN(AdapterBytes bytes, AdapterBytes::Expect(described));
-  RETURN_IF_ERROR(supplier_->Fetch(described.digest(), [&bytes](const v1::FetchResponse& piece) {
-    return bytes.Add(piece);
-  }));
+  RETURN_IF_ERROR(supplier_->Fetch(
+      described.digest(), [&bytes](const v1::FetchResponse& piece) { return bytes.Add(piece); }));
   ASSIGN_OR_RETURN(const AdapterFiles files, std::move(bytes).Finish());
   absl::StatusOr<AdapterLease> loaded = engine_.LoadAdapter(described.digest(), files);
   if (absl::IsInvalidArgument(loaded.status())) {

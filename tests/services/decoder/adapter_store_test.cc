@@ -287,6 +287,25 @@ TEST_F(AdapterStoreTest, CallersOfOneAdapterWaitTogether) {
   EXPECT_THAT(store_->Figures().waiting, IsEmpty());
 }
 
+TEST_F(AdapterStoreTest, WhatIsRemovedWhileItLoadsIsServedNoMore) {
+  Start();
+  const Files files = FilesOf("weights");
+  const v1::Adapter poet = Described("poet", files, Base());
+  supplier_->Put(poet, files);
+  supplier_->Hold(true);
+  std::promise<absl::StatusOr<AdapterInUse>> promise;
+  store_->Resolve("poet", [&promise](auto result) { promise.set_value(std::move(result)); });
+  supplier_->AwaitFetches(1);
+  supplier_->Remove("poet");
+  supplier_->Hold(false);
+  const auto began = promise.get_future().get();
+  ASSERT_TRUE(began.ok()) << began.status();
+  EXPECT_EQ(began->digest, poet.digest());
+  EXPECT_EQ(engine_.FindAdapter(poet.digest()), nullptr);
+  EXPECT_TRUE(absl::IsNotFound(Resolve("poet").status()));
+  EXPECT_TRUE(absl::IsNotFound(Resolve(poet.digest()).status()));
+}
+
 TEST_F(AdapterStoreTest, UnknownNamesAreNotFoundWithoutACall) {
   Start();
   const auto result = Resolve("nobody");

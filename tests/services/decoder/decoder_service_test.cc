@@ -15,9 +15,11 @@
 #include <vector>
 
 #include "cogumi/v1/decoder.grpc.pb.h"
+#include "engine/core/clock.h"
 #include "services/common/server.h"
 #include "services/common/status.h"
 #include "services/common/text.h"
+#include "services/decoder/adapter_store.h"
 #include "services/decoder/convert.h"
 #include "tests/services/support/fake_engine.h"
 
@@ -64,8 +66,8 @@ class DecoderTest : public testing::Test {
     arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
     channel_ = address.empty()
                    ? host_->InProcessChannel()
-                   : grpc::CreateCustomChannel(host_->address(),
-                                               grpc::InsecureChannelCredentials(), arguments);
+                   : grpc::CreateCustomChannel(host_->address(), grpc::InsecureChannelCredentials(),
+                                               arguments);
     stub_ = v1::DecoderService::NewStub(channel_);
   }
 
@@ -234,8 +236,8 @@ TEST_F(DecoderTest, ReservedFieldsAreUnimplementedByName) {
   grammar.mutable_grammar()->set_regex("a*");
   v1::GenerateRequest tools = Text("x");
   tools.add_tools()->set_name("t");
-  const std::vector<std::pair<std::string, v1::GenerateRequest>> cases = {
-      {"grammar", grammar}, {"tools", tools}};
+  const std::vector<std::pair<std::string, v1::GenerateRequest>> cases = {{"grammar", grammar},
+                                                                          {"tools", tools}};
   for (const auto& [field, request] : cases) {
     const absl::Status status = Generate(request).status;
     EXPECT_TRUE(absl::IsUnimplemented(status)) << field;
@@ -273,8 +275,8 @@ TEST_F(DecoderTest, BadInputNamesItsField) {
   }
   EXPECT_EQ(field_of(many), "messages.messages");
   EXPECT_EQ(field_of(Text(std::string(kMaxPromptBytes + 1, 'x'))), "text");
-  for (const int32_t priority : {-101, 101, std::numeric_limits<int32_t>::max(),
-                                 std::numeric_limits<int32_t>::min()}) {
+  for (const int32_t priority :
+       {-101, 101, std::numeric_limits<int32_t>::max(), std::numeric_limits<int32_t>::min()}) {
     v1::GenerateRequest bad = Text("x");
     bad.set_priority(priority);
     EXPECT_EQ(field_of(bad), "priority") << priority;
@@ -605,6 +607,37 @@ TEST_F(DecoderTest, MetricsMove) {
         "cogumi_rpc_calls_total{code=\"OK\",method=\"Generate\",service=\"decoder\"} 1"}) {
     EXPECT_THAT(text, HasSubstr(expected));
   }
+}
+
+// A catalogue that never answers.
+class NoSupplier : public AdapterSupplier {
+ public:
+  absl::StatusOr<v1::Adapter> Get(const std::string& /*key*/) override { return Gone(); }
+  absl::Status Fetch(
+      const std::string& /*digest*/,
+      const std::function<absl::Status(const v1::FetchResponse&)>& /*on_piece*/) override {
+    return Gone();
+  }
+  absl::Status Watch(const std::function<void(const v1::WatchResponse&)>& /*on_change*/) override {
+    return Gone();
+  }
+  void Stop() override {}
+
+ private:
+  static absl::Status Gone() { return absl::UnavailableError("gone"); }
+};
+
+TEST_F(DecoderTest, ACatalogueOutOfReachIsSeenInTheMetrics) {
+  FakeClock clock;
+  clock.Advance(10);
+  engine_ = std::make_unique<FakeEngine>(FakeEngineOptions());
+  AdapterStore store(*engine_, std::make_unique<NoSupplier>(), {.clock = &clock, .pause = {}});
+  service_ = DecoderService::Create(runtime_, *engine_, {4, 8}, &store);
+  clock.Advance(7);
+  const std::string text = Metrics();
+  EXPECT_THAT(text, HasSubstr("cogumi_adapter_catalogue_current{model_name=\"fake\"} 0"));
+  EXPECT_THAT(text, HasSubstr("cogumi_adapter_catalogue_age_seconds{model_name=\"fake\"} 7"));
+  service_.reset();
 }
 
 TEST_F(DecoderTest, OnlyModelInfoWaitsForTheDigest) {
