@@ -16,6 +16,9 @@ import exactness_text as text
 
 SUPPORT = pathlib.Path(__file__).resolve().parents[1] / "tests" / "support"
 SOURCES = ("ruler.py", "reference_tokenizer.py")
+# Prompts beyond the positions that `mixed` computes in 16 bits: characters of stories of the text.
+LONG_PROMPTS = ((0, 700), (1, 1000), (2, 1400), (3, 2400))
+LONG_QUESTION = "Who is this about, and what happens? Answer in two sentences."
 
 sys.path.insert(0, str(SUPPORT))
 import ruler  # noqa: E402  (tests/support)
@@ -83,6 +86,7 @@ class CachedRuler:
         for number, ids in enumerate(windows):
             self.window(number, ids)
         self.golden()
+        self.long_golden()
         self._loaded = None  # half a gigabyte
 
     def window(self, number, ids, scored_from=text.SCORED_FROM):
@@ -96,11 +100,31 @@ class CachedRuler:
         return np.load(path, mmap_mode="r")
 
     def golden(self):
-        """The ruler's answers to its golden prompts."""
-        path = self._folder / "golden.json"
+        """The ruler's answers to its golden prompts, which are short."""
+        return self._answers("golden.json", lambda: ruler.golden(self._ruler()))
+
+    def long_golden(self):
+        """Its answers to questions about stories, 150 to 600 tokens long."""
+        return self._answers("long_golden.json", self._answer_long_prompts)
+
+    def _answer_long_prompts(self):
+        model, stories = self._ruler(), text.stories()
+        rows = []
+        for number, characters in LONG_PROMPTS:
+            name, story = stories[number]
+            ids = model.tokenizer.encode(
+                ruler.chatml(f"{story[:characters]}\n\n{LONG_QUESTION}")).ids
+            tokens, margins, _ = ruler.greedy(model, ids, ruler.GOLDEN_TOKENS,
+                                              {model.meta["tokenizer.ggml.eos_token_id"]})
+            rows.append({"prompt": f"story {name}, {len(ids)} tokens", "prompt_tokens": ids,
+                         "output_tokens": tokens, "margins": margins})
+        return rows
+
+    def _answers(self, name, compute):
+        path = self._folder / name
         if not path.exists():
-            say("computing the ruler's golden answers")
-            rows = ruler.golden(self._ruler())
+            say(f"computing the ruler's {path.stem.replace('_', ' ')} answers")
+            rows = compute()
             _write(path, lambda file: file.write(json.dumps(rows).encode()))
         return [GoldenAnswer(row["prompt"], row["prompt_tokens"], row["output_tokens"],
                              row["margins"]) for row in json.loads(path.read_text())]

@@ -27,10 +27,14 @@ BINARY = pathlib.Path(os.environ.get("COGUMI_BUILD", ROOT / "build")) / "bin" / 
 
 
 class RecordedAnswers:
-    """A ruler whose golden answers are those of tests/support/golden.json."""
+    """A ruler whose short golden answers are those of tests/support/golden.json."""
 
-    def __init__(self, window):
+    def __init__(self, window, long=()):
         self.window = window  # (number, ids) -> log-probabilities
+        self._long = list(long)
+
+    def long_golden(self):
+        return self._long
 
     def golden(self):
         rows = json.loads((ROOT / "tests" / "support" / "golden.json").read_text())
@@ -54,22 +58,54 @@ def window(ruler):
     return text.windows(ruler.text_ids(), 1)[0]
 
 
-def run_default(model, ruler, window):
+def run_default(model, ruler, window, activations="mixed"):
     evaluation = exactness.Evaluation(BINARY, model, ruler, [window])
-    evaluation.run_default("")
+    evaluation.run_tier("", activations)
     assert not evaluation.skipped
     return evaluation
 
 
 def test_default_kernels_stay_within_the_bounds(model, ruler, window):
-    evaluation = run_default(model, RecordedAnswers(ruler.window), window)
+    answers = RecordedAnswers(ruler.window, ruler.long_golden())
+    evaluation = run_default(model, answers, window)
     assert evaluation.failures == []
     assert [r.phase for r in evaluation.results] == ["prefill", "decode"]
     for result in evaluation.results:
         assert result.summary.positions == text.WINDOW - text.SCORED_FROM
         assert result.summary.same_top >= {"prefill": 0.95, "decode": 0.985}[result.phase]
         assert result.summary.perplexity == pytest.approx(result.summary.perplexity_exact, rel=0.01)
-    assert evaluation.golden[0].positions > 100
+    short, long = evaluation.golden[0].positions
+    assert short > 100 and long > 50
+    assert all(len(a.prompt) > exactness.SHORT_PROMPT for a in answers.long_golden())
+
+
+@pytest.mark.parametrize("activations", ["exact", "fast"])
+def test_other_activations_stay_within_theirs(model, ruler, window, activations):
+    evaluation = run_default(model, RecordedAnswers(ruler.window), window, activations)
+    assert evaluation.failures == []
+    assert {r.kernels.split("/")[1] for r in evaluation.results} == {activations}
+
+
+def test_the_bounds_of_exact_see_eight_bits(model, ruler, window, monkeypatch):
+    """Control: `fast` under the bounds of `exact`."""
+    monkeypatch.setitem(exactness.BOUNDS, "fast", exactness.BOUNDS["exact"])
+    evaluation = run_default(model, RecordedAnswers(ruler.window), window, "fast")
+    assert sum("mean KL" in failure for failure in evaluation.failures) == 2, evaluation.failures
+
+
+def test_longer_prompts_have_their_own_margin(model, ruler):
+    """Control: a wrong token after a long prompt is named where its margin is clear."""
+    story = ruler.long_golden()[0]
+    clear = next(i for i, m in enumerate(story.margins) if m >= 1)
+    for margin, named in ((0.25, True), (0.15, False)):
+        margins = [*story.margins[:clear], margin, *story.margins[clear + 1:]]
+        wrong = dataclasses.replace(
+            story, tokens=[*story.tokens[:clear], 1234, *story.tokens[clear + 1:]], margins=margins)
+        answers = RecordedAnswers(None, [wrong])
+        answers.golden = lambda: []
+        evaluation = exactness.Evaluation(BINARY, model, answers, [])
+        result = evaluation.continue_golden(engine.Configuration(), exactness.MARGINS_DEFAULT)
+        assert any(f"token {clear}:" in line for line in result.mismatches) == named
 
 
 class UniformRuler:
@@ -144,7 +180,7 @@ def test_other_golden_answers_turn_it_red(model, ruler, window):
                                          paris.margins)
     answers.golden = lambda: [wrong]
     evaluation = exactness.Evaluation(BINARY, model, answers, [window])
-    result = evaluation.continue_golden(engine.Configuration(), exactness.MARGIN_DEFAULT)
+    result = evaluation.continue_golden(engine.Configuration(), exactness.MARGINS_DEFAULT)
     assert any("token 5: 7042 instead of 1234" in line for line in result.mismatches)
 
 
@@ -192,7 +228,7 @@ def test_a_tier_that_the_processor_lacks_is_skipped_by_name(tmp_path, window):
     program.write_text("#!/bin/sh\necho 'this CPU cannot run it' >&2\nexit 3\n")
     program.chmod(0o755)
     evaluation = exactness.Evaluation(program, "model", RecordedAnswers(None), [window])
-    evaluation.run_default("avx512vnni")
+    evaluation.run_tier("avx512vnni", "mixed")
     assert evaluation.skipped == ["avx512vnni: this CPU cannot run it"]
     assert evaluation.results == [] and evaluation.failures == []
 
