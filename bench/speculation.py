@@ -27,11 +27,16 @@ import serving  # noqa: E402
 
 PROGRAM = ROOT / "build" / "bin" / "cogumi-speculation-bench"
 PROMPTS = 50
+MODEL_PROMPTS = 16  # of draft models, which show that nothing is lost
 FIRST_STORY = 100  # those before are for exactness
 STORY_CHARACTERS = 700
 GROUNDED = ("quote", "edit")
+TASKS = (*GROUNDED, "free")
+BATCHES, TEMPERATURES = (1, 8, 32), (0, 1)
 GROUNDED_BOUND, LOSS_BOUND = 1.3, 0.97
 DRAFTERS = ("ngram", "self", "ten", "random")
+# Verified drafts of random weights, of all tokens: they are switched off.
+RANDOM_BOUND = 0.02
 TEN_LAYERS = 10
 
 
@@ -69,6 +74,13 @@ def make_tasks(kinds, prompts):
     return tasks
 
 
+def of_each_kind(tasks, count):
+    """The first `count` tasks of each kind."""
+    seen = {}
+    return [task for task in tasks
+            if seen.setdefault(task["kind"], []).append(task) or len(seen[task["kind"]]) <= count]
+
+
 def run(arguments, drafter, draft_model, temperature, tasks_path):
     command = [str(PROGRAM), str(serving.model_path()), str(tasks_path),
                "--batches", ",".join(map(str, arguments.batches)),
@@ -99,7 +111,21 @@ def failures_of(row):
     bound = GROUNDED_BOUND if grounded and row["batch"] == 1 else LOSS_BOUND
     if row["speed_up"] < bound:
         found.append(f"{name}: {row['speed_up']:.3f}, bound {bound}")
+    if row["drafter"] == "self" and row["temperature"] == 0 and row["accepted"] != row["drafted"]:
+        found.append(f"{name}: {row['accepted']} of {row['drafted']} of its own drafts accepted")
+    if row["drafter"] == "random" and row["drafts"] > max(3, RANDOM_BOUND * sum(row["tokens"])):
+        found.append(f"{name}: {row['drafts']} drafts in {sum(row['tokens'])} tokens, bound "
+                     f"{RANDOM_BOUND:.0%}")
     return found
+
+
+def missing_of(rows):
+    """Rows of the whole table that are not there."""
+    seen = {(r["task"], r["drafter"], r["batch"], r["temperature"]) for r in rows}
+    wanted = {(t, d, b, float(c)) for t in TASKS for d in DRAFTERS for b in BATCHES
+              for c in TEMPERATURES}
+    return [f"{task}, {drafter}, batch {batch}, T={temperature}: not measured"
+            for task, drafter, batch, temperature in sorted(wanted - seen)]
 
 
 def show(row):
@@ -118,12 +144,14 @@ def parse_arguments():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true",
                         help=f"fail below {GROUNDED_BOUND} on grounded tasks (ngram, batch 1, "
-                             f"T=0), below {LOSS_BOUND} anywhere, or when answers differ")
-    parser.add_argument("--tasks", default="quote,edit,free")
-    parser.add_argument("--drafters", default="ngram,random", help=",".join(DRAFTERS))
-    parser.add_argument("--batches", type=numbers, default=[1, 8, 32])
-    parser.add_argument("--temperatures", default="0,1")
-    parser.add_argument("--prompts", type=int, default=PROMPTS, help="of each task")
+                             f"T=0), below {LOSS_BOUND} anywhere, when answers differ, when a draft "
+                             "of `self` is not accepted or `random` goes on; takes the whole table")
+    parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument("--drafters", default=",".join(DRAFTERS))
+    parser.add_argument("--batches", type=numbers, default=list(BATCHES))
+    parser.add_argument("--temperatures", default=",".join(map(str, TEMPERATURES)))
+    parser.add_argument("--prompts", type=int, default=PROMPTS,
+                        help=f"of each task; draft models answer {MODEL_PROMPTS} of them")
     parser.add_argument("--groups", type=int, default=0,
                         help="groups of prompts a row, at most; 0: all")
     parser.add_argument("--max-tokens", type=int, default=128)
@@ -135,8 +163,10 @@ def parse_arguments():
     arguments.temperatures = [float(t) for t in arguments.temperatures.split(",")]
     if unknown := set(arguments.drafters) - set(DRAFTERS):
         parser.error(f"--drafters: {', '.join(sorted(unknown))} is not one of {DRAFTERS}")
-    if unknown := set(arguments.tasks) - {*GROUNDED, "free"}:
-        parser.error(f"--tasks: {', '.join(sorted(unknown))} is not one of quote, edit, free")
+    if unknown := set(arguments.tasks) - set(TASKS):
+        parser.error(f"--tasks: {', '.join(sorted(unknown))} is not one of {', '.join(TASKS)}")
+    if arguments.check and (arguments.prompts < PROMPTS or arguments.groups):
+        parser.error(f"--check needs {PROMPTS} prompts and all groups")
     return arguments
 
 
@@ -145,8 +175,7 @@ def main():
     rows, failures, configuration = [], [], None
     with tempfile.TemporaryDirectory(prefix="cogumi-speculation-") as folder:
         folder = pathlib.Path(folder)
-        tasks_path = folder / "tasks.json"
-        tasks_path.write_text(json.dumps(make_tasks(arguments.tasks, arguments.prompts)))
+        tasks = make_tasks(arguments.tasks, arguments.prompts)
         drafts = {"ngram": None, "self": serving.model_path()}
         if "ten" in arguments.drafters:
             drafts["ten"] = folder / "ten.gguf"
@@ -157,6 +186,9 @@ def main():
         print(f"{'task':7}{'drafter':8}{'batch':>6}{'T':>5}{'without':>9}{'with':>9}{'ratio':>8}"
               f"{'kept':>8}{'circles':>9}  accepted per position and draft", flush=True)
         for drafter in arguments.drafters:
+            tasks_path = folder / f"{drafter}.json"
+            tasks_path.write_text(json.dumps(
+                tasks if drafter == "ngram" else of_each_kind(tasks, MODEL_PROMPTS)))
             for temperature in arguments.temperatures:
                 result = run(arguments, drafter, drafts[drafter], temperature, tasks_path)
                 configuration = result["kernel_configuration"]
@@ -164,6 +196,8 @@ def main():
                     show(row)
                     failures += failures_of(row)
                 rows += result["rows"]
+    if arguments.check:
+        failures += missing_of(rows)
     print(f"{configuration}; tokens a second from the last first token of a group")
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:

@@ -163,7 +163,7 @@ class Bench {
             all.begin() + static_cast<std::ptrdiff_t>(std::min(all.size(), i + 8)));
         ASSIGN_OR_RETURN(const GroupResult result, Run(group, Speculation::kOff));
         for (size_t k = 0; k < group.size(); ++k) {
-          if (!Loops(result.answers[k]) && result.answers[k].size() > 8) kept.push_back(group[k]);
+          if (!Loops(result.answers[k])) kept.push_back(group[k]);
         }
       }
       for (const int batch : options_.batches) {
@@ -254,8 +254,8 @@ absl::StatusOr<nlohmann::json> RunBench(const Options& options) {
   ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, Engine::Create(engine_options));
   const std::string configuration = engine->Configuration().kernel_configuration;
   Bench bench(options, std::move(engine));
-  ASSIGN_OR_RETURN(nlohmann::json rows, bench.Measure(tasks, by_model ? Speculation::kDraftModel
-                                                                      : Speculation::kNgram));
+  ASSIGN_OR_RETURN(nlohmann::json rows,
+                   bench.Measure(tasks, by_model ? Speculation::kDraftModel : Speculation::kNgram));
   return nlohmann::json{{"kernel_configuration", configuration},
                         {"temperature", options.temperature},
                         {"max_tokens", options.max_tokens},

@@ -96,7 +96,7 @@ def choose_rows(arguments, vnni):
         return [rows.BY_NAME[name] for name in arguments.rows]
     if arguments.check and not vnni:
         return [rows.BY_NAME[name] for name in rows.AVX2_ROWS]
-    with_avx2 = arguments.avx2 or llama_cpp.is_built(arguments.cache, "avx2")
+    with_avx2 = arguments.avx2 or arguments.check or llama_cpp.is_built(arguments.cache, "avx2")
     if not with_avx2:
         say("without the AVX2 rows: --avx2 builds the peer for them")
     return [row for row in rows.ROWS if with_avx2 or row.name not in rows.AVX2_ROWS]
@@ -146,7 +146,8 @@ def parse_arguments():
                         help=f"interleaved rounds (default {rows.ROUNDS})")
     parser.add_argument("--rows", default="", help="comma-separated: " + ", ".join(rows.BY_NAME))
     parser.add_argument("--avx2", action="store_true",
-                        help="build llama.cpp for AVX2 too and compare the AVX2 kernels with it")
+                        help="build llama.cpp for AVX2 too and compare the AVX2 kernels with it "
+                             "(--check does so)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--model", type=pathlib.Path,
                         default=os.environ.get("COGUMI_MODEL") or
@@ -170,6 +171,8 @@ def parse_arguments():
         parser.error(f"--rounds {arguments.rounds}: --check needs at least {rows.ROUNDS}")
     if arguments.check and arguments.rows:
         parser.error("--check needs all rows: leave out --rows")
+    if arguments.check and arguments.arguments:
+        parser.error("--check needs the default configuration: leave out --arguments")
     if not pathlib.Path(arguments.model).is_file():
         parser.error(f"--model: no file {arguments.model}")
     return arguments
@@ -187,7 +190,8 @@ def main():
     bounds = [bound for result in results.values()
               for bound in verdict.row_bounds(result, results)]
     void = verdict.void_reasons(results, vnni)
-    print("\n".join(report.text(engine.description, arguments.threads, results, bounds, void)))
+    print("\n".join(report.text(engine.description, arguments.threads, results, bounds, void,
+                                engine.configurations)))
     figures = report.as_json(
         engine.description, arguments.threads, results, bounds, void, engine.configurations,
         {"model": {"file": arguments.model.name, "sha256": digest_of(arguments.model)},

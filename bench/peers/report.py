@@ -54,7 +54,7 @@ def _round_lines(result):
             yield f"    {name:27} " + " ".join(f"{rate:.1f}" for rate in samples)
 
 
-def text(description, threads, results, bounds, void):
+def text(description, threads, results, bounds, void, configurations):
     """The whole report, a list of lines."""
     undisturbed = [result for result in results.values()
                    if result.row.threads == 0 and not result.row.loaded]
@@ -76,6 +76,9 @@ def text(description, threads, results, bounds, void):
     lines += ["", "Rounds, in order", ""]
     for result in results.values():
         lines += _round_lines(result)
+    lines += ["", "Kernel configurations", ""]
+    lines += [f"{results[name].row.title:31} {configuration}"
+              for name, configuration in configurations.items() if name in results]
     lines += [f"void: {reason}" for reason in void]
     return lines
 

@@ -15,6 +15,7 @@ import compare  # noqa: E402
 import llama_cpp  # noqa: E402
 import rows  # noqa: E402
 import sides  # noqa: E402
+import verdict  # noqa: E402
 
 # Its speed in a row is a file's content; its calls go to another.
 OURS = """#!/bin/sh
@@ -244,10 +245,58 @@ def test_elsewhere_only_the_avx2_line_and_exactness_are_checked(run, monkeypatch
 
 def test_avx2_rows_need_their_peer(run, monkeypatch):
     monkeypatch.setattr(llama_cpp, "is_built", lambda *_: False)
-    code, text = run("--check")
+    code, text = run("--rounds", "1")
     assert code == 0 and rows.BY_NAME["avx2-decode"].title not in text
-    code, text = run("--check", "--avx2")
-    assert code == 0 and rows.BY_NAME["avx2-decode"].title in text
+    for arguments in (["--avx2", "--rounds", "1"], ["--check"]):
+        code, text = run(*arguments)
+        assert code == 0 and rows.BY_NAME["avx2-decode"].title in text
+
+
+FLOORS = [(row, floor) for row in rows.ROWS for floor in row.floors if not floor.own]
+
+
+@pytest.mark.parametrize("row, floor", FLOORS, ids=[f"{r.name}-{f.of}" for r, f in FLOORS])
+def test_each_floor_of_the_table_is_held(row, floor):
+    """Peers at 100 tok/s; ours just below and at the floor, all other floors far away."""
+    def bounds(ours):
+        result = sides.Results(row)
+        result.ours = [ours] * 5
+        result.machine = [sides.Machine(bandwidth=25e9, barrier=30e-9, vnni=4e14,
+                                        bandwidth_limit=1e9, arithmetic_limit=1e9)] * 5
+        result.peers = {name: [1e-3] * 5 for name in row.peers}
+        result.peers[floor.of] = [100.0] * 5
+        return [b for b in verdict.row_bounds(result, {row.name: result})
+                if b.what == "x of " + floor.of]
+
+    wanted = EXPECTED[row.name, floor.of]
+    assert bounds(100 * wanted)[0].met
+    below = bounds(100 * wanted - 1)[0]
+    assert not below.met and below.floor == wanted
+
+
+# The promises, apart from the table that is checked.
+EXPECTED = {
+    ("decode", rows.Q4_1): 2.0, ("decode", rows.Q4_0): 1.3,
+    ("decode-1", rows.Q4_1): 2.4, ("decode-1", rows.Q4_0): 1.0,
+    ("prefill", rows.Q4_1): 5.0, ("prefill", rows.Q4_0): 2.0, ("prefill", rows.OPENVINO): 1.0,
+    ("prefill-1", rows.Q4_0): 1.8, ("five", rows.Q4_1): 3.6, ("five", rows.Q4_0): 2.2,
+    ("batch8", rows.Q4_1): 4.0, ("batch8", rows.Q4_0): 2.4,
+    ("batch32", rows.Q4_1): 4.2, ("batch32", rows.Q4_0): 2.2,
+    ("depth", rows.Q4_1): 2.0, ("depth", rows.Q4_0): 2.0,
+    ("depth-int4", rows.Q4_1): 6.0, ("depth-int4", rows.Q4_0): 6.0,
+    ("1b-decode", rows.Q4_0): 1.05, ("1b-prefill", rows.Q4_0): 2.0,
+    ("avx2-decode", rows.Q4_1_AVX2): 1.0,
+}
+
+
+def test_no_floor_of_the_table_is_missing():
+    assert {(row.name, floor.of): floor.times for row, floor in FLOORS} == EXPECTED
+    own = {(row.name, floor.of): floor.times for row in rows.ROWS for floor in row.floors
+           if floor.own}
+    assert own == {("depth-int4", "depth"): 1.15, ("loaded", "decode"): 0.40}
+    shares = {row.name: (row.share.shared, row.share.apart) for row in rows.ROWS if row.share}
+    assert shares == {"decode": (0.85, 0.75), "1b-decode": (0.92, 0.92)}
+    assert rows.BY_NAME["loaded"].floors[0].every_round
 
 
 def test_the_figures_and_their_plot_go_into_docs(run, monkeypatch, tmp_path):
@@ -266,6 +315,7 @@ def test_the_figures_and_their_plot_go_into_docs(run, monkeypatch, tmp_path):
     (["--rounds", "0"], "at least 1"),
     (["--check", "--rounds", "4"], "--check needs at least 5"),
     (["--check", "--rows", "decode"], "--check needs all rows"),
+    (["--check", "--arguments", "--activations fast"], "--check needs the default"),
     (["--model", "/nowhere.gguf"], "no file /nowhere.gguf"),
 ])
 def test_bad_arguments_are_named(run, capsys, arguments, message):
