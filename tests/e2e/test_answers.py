@@ -125,24 +125,63 @@ def test_a_person_sees_neither_scores_nor_routes(client):
         assert word not in shown.lower(), word
 
 
-def test_a_conversation_computes_only_what_is_new(client, cluster):
-    """Five turns of a session: the tokens before are found in the prefix cache."""
-    before = cluster.value("decoder", "vllm:prefix_cache_hits_total")
+def assert_only_new_tokens_are_computed(usage_of_turn, window):
+    """Five turns, answers far longer than what may be computed again: a page that was not full,
+    what the template adds, and `window` tokens."""
     told, seen = [], 0
     for turn in range(5):
-        request = client.request(f"Tell me fact {turn} about the river Rhine.",
-                                 session="prefix-cache", max_tokens=60)
-        usage = client.answer(request)[2].usage
-        told.append((usage.prompt_tokens, usage.cached_tokens))
-        # All that was computed, but for a page that was not full. A text may have other tokens
-        # than those that the model wrote it with: then the answer before is computed again.
+        prompt, cached, completion = usage_of_turn(f"Write part {turn} of a long story about the river Rhine.")
+        told.append((prompt, cached, completion))
+        assert completion > 150, told
         if turn > 0:
-            assert usage.cached_tokens > seen - 64 - 64, told
-        seen = usage.prompt_tokens + usage.completion_tokens
-    prompt, cached = told[-1]
-    assert prompt - cached < 64 + 64 + 40, told
-    assert cluster.value("decoder", "vllm:prefix_cache_hits_total") - before == sum(
-        cached for _, cached in told)
+            assert cached > seen - 64 - 8 - window, told
+        seen = prompt + completion
+    return sum(cached for _, cached, _ in told)
+
+
+def test_a_conversation_computes_only_what_is_new(client, cluster):
+    """The tokens before are found in the prefix cache, answers too."""
+    before = cluster.value("decoder", "vllm:prefix_cache_hits_total")
+
+    def usage_of_turn(text):
+        usage = client.answer(client.request(text, session="prefix-cache",
+                                             max_tokens=200))[2].usage
+        return usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens
+
+    cached = assert_only_new_tokens_are_computed(usage_of_turn, 0)
+    assert cluster.value("decoder", "vllm:prefix_cache_hits_total") - before == cached
+
+
+def test_a_conversation_with_an_int4_cache_computes_a_window_more_at_most(own_cluster, connect):
+    cluster = own_cluster("--decoder.kv_format", "int4")
+    client = connect(cluster)
+
+    def usage_of_turn(text):
+        usage = client.answer(client.request(text, session="s", max_tokens=200))[2].usage
+        return usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens
+
+    assert_only_new_tokens_are_computed(usage_of_turn, 128)
+    # What the budget holds is told, in pages as they are filled.
+    pages = cluster.metrics("decoder")["cogumi_kv_pages"]
+    assert all('precision="int4"' in labels for labels in pages)
+    assert "KV cache of 536870912 bytes" in cluster.log_text()
+
+
+def test_a_conversation_over_http_computes_only_what_is_new(cluster):
+    import openai  # noqa: PLC0415
+    api = openai.OpenAI(base_url=f"{cluster.url}/v1", api_key="none")
+    model, messages = api.models.list().data[0].id, []
+
+    def usage_of_turn(text):
+        messages.append({"role": "user", "content": f"Over HTTP. {text}"})
+        answer = api.chat.completions.create(model=model, messages=messages, temperature=0,
+                                             max_tokens=200)
+        messages.append({"role": "assistant", "content": answer.choices[0].message.content})
+        usage = answer.usage
+        return (usage.prompt_tokens, usage.prompt_tokens_details.cached_tokens,
+                usage.completion_tokens)
+
+    assert_only_new_tokens_are_computed(usage_of_turn, 0)
 
 
 def test_session_remembers_and_forgets(client, pb):

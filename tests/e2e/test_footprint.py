@@ -1,17 +1,22 @@
 """Memory and idle processor time, as numbers."""
+import concurrent.futures
 import pathlib
 
 from cluster import SERVICES, eventually
-from conftest import model_path
+from conftest import collect, model_path
 
 MIB = 1 << 20
 
 
-def resident(pid):
+def resident(pid, field="VmRSS"):
     for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
+        if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
     raise AssertionError(f"no such process: {pid}")
+
+
+def peak_resident(pid):
+    return resident(pid, "VmHWM")
 
 
 def cpu_nanoseconds(pid):
@@ -26,6 +31,26 @@ def test_resident_memory(own_cluster, connect):
     connect(cluster).ask("What is the capital of France?", max_tokens=16)
     limit = model_path().stat().st_size + 120 * MIB
     assert resident(pids["decoder"]) <= limit, (resident(pids["decoder"]) / MIB, limit / MIB)
+
+
+def test_thirty_two_streams_of_1024_tokens_with_an_int4_cache(own_cluster, connect):
+    """All at once, each half prompt and half answer, with default settings otherwise."""
+    cluster = own_cluster("--decoder.kv_format", "int4")
+    client, pid = connect(cluster), cluster.pid("decoder")
+
+    def stream(number):
+        # Different from the first token on, so that nothing is shared.
+        prompt = [5000 + number] + [1000 + (number * 7919 + i * 104729) % 40000
+                                    for i in range(511)]
+        sampling = client.pb.common.SamplingParams(max_tokens=512, ignore_eos=True,
+                                                   temperature=1.0, seed=number)
+        tokens = client.pb.common.TokenIds(ids=prompt)
+        return collect(client.complete(timeout=300, tokens=tokens, sampling=sampling))[2].usage
+
+    with concurrent.futures.ThreadPoolExecutor(32) as pool:
+        usages = list(pool.map(stream, range(32)))
+    assert all(u.prompt_tokens == 512 and u.completion_tokens == 512 for u in usages)
+    assert peak_resident(pid) <= 480 * MIB, peak_resident(pid) / MIB
 
 
 def test_idle_services_use_no_processor_time(own_cluster, connect):
