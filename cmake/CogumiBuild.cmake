@@ -12,6 +12,10 @@ if(COGUMI_WERROR)
   target_compile_options(cogumi_flags INTERFACE -Werror)
 endif()
 
+# For the presets asan and tsan. Instrumented code at -O2 -g takes 2.7 times as long to compile.
+set(CMAKE_C_FLAGS_SANITIZE "-O1 -g1 -DNDEBUG")
+set(CMAKE_CXX_FLAGS_SANITIZE "-O1 -g1 -DNDEBUG")
+
 if(COGUMI_SANITIZE)
   add_compile_options(-fsanitize=${COGUMI_SANITIZE} -fno-omit-frame-pointer)
   # GCC warns of what its instrumentation hides from it (in Boost.Beast); other builds keep the check.

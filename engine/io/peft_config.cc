@@ -88,7 +88,8 @@ absl::Status ReadTargets(const Json& root, PeftConfig* config) {
   if (value == nullptr) return Refuse("target_modules", "missing");
   if (const std::string* word = value->string()) {
     if (*word != "all-linear") {
-      return Refuse("target_modules", Cat(value->Describe(), ": patterns are not taken; list the "
+      return Refuse("target_modules", Cat(value->Describe(),
+                                          ": patterns are not taken; list the "
                                           "modules, or \"all-linear\""));
     }
     config->target_modules = LlamaLinears();
@@ -102,9 +103,9 @@ absl::Status ReadTargets(const Json& root, PeftConfig* config) {
     const std::string* name = item.string();
     const auto& linears = LlamaLinears();
     if (name == nullptr || std::find(linears.begin(), linears.end(), *name) == linears.end()) {
-      return Refuse("target_modules",
-                    Cat(item.Describe(), " is no linear of a llama layer (q_proj, k_proj, v_proj, "
-                        "o_proj, gate_proj, up_proj, down_proj)"));
+      return Refuse("target_modules", Cat(item.Describe(),
+                                          " is no linear of a llama layer (q_proj, k_proj, v_proj, "
+                                          "o_proj, gate_proj, up_proj, down_proj)"));
     }
     if (std::find(named.begin(), named.end(), *name) != named.end()) {
       return Refuse("target_modules", Cat(item.Describe(), " is given twice"));
@@ -153,12 +154,12 @@ absl::StatusOr<PeftConfig> ParsePeftConfig(std::string_view text) {
   for (const Option& option : kOptions) known.emplace_back(option.name);
   for (const auto& [name, value] : *root->object()) {
     const auto* option = std::find_if(std::begin(kOptions), std::end(kOptions),
-                                      [&name](const Option& o) { return o.name == name; });
+                                      [&key = name](const Option& o) { return o.name == key; });
     if (option == std::end(kOptions)) {
       const std::string suggestion = Suggest(name, known);
-      return Refuse(Quoted(name),
-                    Cat("unknown option",
-                        suggestion.empty() ? "" : Cat("; did you mean ", suggestion, "?")));
+      return Refuse(
+          Quoted(name),
+          Cat("unknown option", suggestion.empty() ? "" : Cat("; did you mean ", suggestion, "?")));
     }
     if (option->rule == Rule::kEmpty && !IsEmpty(value)) {
       return Refuse(name, Cat(value.Describe(), " is not supported; leave it empty"));
@@ -180,8 +181,7 @@ absl::StatusOr<PeftConfig> ParsePeftConfig(std::string_view text) {
   }
   RETURN_IF_ERROR(CheckInitialisation(*root));
   if (const Json* base = root->Find("base_model_name_or_path"); base != nullptr) {
-    if (base->string() != nullptr)
-      config.base_model = base->string()->substr(0, 256);
+    if (base->string() != nullptr) config.base_model = base->string()->substr(0, 256);
   }
   const Json* rank = root->Find("r");
   if (rank == nullptr || rank->integer() == nullptr || *rank->integer() < 1 ||

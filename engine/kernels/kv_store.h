@@ -16,16 +16,15 @@ inline void Hadamard(float* v, int n) {
   int step = 1;
   if (n >= 8) {  // strides below a register's width by shuffles
     typedef float Eight __attribute__((vector_size(32)));
-    typedef int Lanes __attribute__((vector_size(32)));
     const Eight one = {1, -1, 1, -1, 1, -1, 1, -1};
     const Eight two = {1, 1, -1, -1, 1, 1, -1, -1};
     const Eight four = {1, 1, 1, 1, -1, -1, -1, -1};
     for (int i = 0; i < n; i += 8) {
       Eight x;
       std::memcpy(&x, v + i, sizeof(x));
-      x = x * one + __builtin_shuffle(x, Lanes{1, 0, 3, 2, 5, 4, 7, 6});
-      x = x * two + __builtin_shuffle(x, Lanes{2, 3, 0, 1, 6, 7, 4, 5});
-      x = x * four + __builtin_shuffle(x, Lanes{4, 5, 6, 7, 0, 1, 2, 3});
+      x = x * one + __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6);
+      x = x * two + __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
+      x = x * four + __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3);
       std::memcpy(v + i, &x, sizeof(x));
     }
     step = 8;

@@ -1,5 +1,7 @@
 #include "engine/kernels/registry.h"
 
+#include <cpuid.h>
+
 #include <cstdlib>
 
 #include "absl/strings/str_cat.h"
@@ -8,9 +10,15 @@
 namespace cogumi {
 namespace {
 
+// Not every compiler's __builtin_cpu_supports knows it. Whether the system saves the registers is
+// asked with AVX2.
+bool HasF16c() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+
 bool HasAvx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && HasF16c();
 }
 
 bool HasAvx512Vnni() {
@@ -75,7 +83,7 @@ std::string CpuFeatures() {
   COGUMI_FEATURE("sse4.2");
   COGUMI_FEATURE("avx2");
   COGUMI_FEATURE("fma");
-  COGUMI_FEATURE("f16c");
+  if (HasF16c()) features.emplace_back("f16c");
   COGUMI_FEATURE("avx512f");
   COGUMI_FEATURE("avx512bw");
   COGUMI_FEATURE("avx512vl");

@@ -82,17 +82,19 @@ COGUMI_INLINE void WeightsBody(const float* values, size_t count, float max, flo
 
 }  // namespace
 
-#define COGUMI_VARIANTS(suffix, attribute)                                                      \
-  attribute void BlockMaxima##suffix(const float* values, size_t count, float* maxima) {        \
-    MaximaBody(values, count, maxima);                                                          \
-  }                                                                                             \
-  attribute void SoftmaxWeights##suffix(const float* values, size_t count, float max,           \
-                                        float scale, float* weights, float* sums) {             \
-    WeightsBody(values, count, max, scale, weights, sums);                                      \
+// NOLINTBEGIN(bugprone-macro-parentheses): an attribute stands without.
+#define COGUMI_VARIANTS(suffix, attribute)                                                         \
+  attribute void BlockMaxima##suffix(const float* values, size_t count, float* maxima) {           \
+    MaximaBody(values, count, maxima);                                                             \
+  }                                                                                                \
+  attribute void SoftmaxWeights##suffix(const float* values, size_t count, float max, float scale, \
+                                        float* weights, float* sums) {                             \
+    WeightsBody(values, count, max, scale, weights, sums);                                         \
   }
 COGUMI_VARIANTS(Reference, )
 COGUMI_VARIANTS(Avx2, __attribute__((target("avx2"))))
 COGUMI_VARIANTS(Avx512, __attribute__((target("avx512f,prefer-vector-width=512"))))
+// NOLINTEND(bugprone-macro-parentheses)
 #undef COGUMI_VARIANTS
 
 float SoftmaxWeight(float value, float max, float scale) { return Exp((value - max) * scale); }

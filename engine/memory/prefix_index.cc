@@ -73,6 +73,7 @@ std::vector<PrefixIndex::Node*> PrefixIndex::Path(const PrefixKey& key,
   }
   if (!narrows()) return path;
   std::vector<KvPage> found;
+  found.reserve(path.size());
   for (const Node* n : path) found.push_back(n->page);
   while (!path.empty() &&
          !KvCache::CanResume(found, static_cast<int32_t>(path.size()) * kKvPageTokens,

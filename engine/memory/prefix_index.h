@@ -29,8 +29,8 @@ namespace cogumi {
 // Whose beginnings: nothing is shared across tenants or adapters.
 struct PrefixKey {
   std::string tenant;
-  std::string adapter;  // digest; empty: none
-  auto operator<=>(const PrefixKey&) const = default;
+  std::string adapter;                                 // digest; empty: none
+  auto operator<=>(const PrefixKey&) const = default;  // NOLINT(modernize-use-nullptr)
 };
 
 class PrefixIndex {
@@ -60,8 +60,8 @@ class PrefixIndex {
   int32_t Match(const PrefixKey& key, std::span<const TokenId> tokens,
                 std::span<const TokenRole> roles, int32_t limit) const;
   // Gives that beginning to a sequence, in place of what it has, and pins it.
-  void Take(const PrefixKey& key, std::span<const TokenId> tokens,
-            std::span<const TokenRole> roles, int32_t limit, KvSequence& sequence, Pin& pin);
+  void Take(const PrefixKey& key, std::span<const TokenId> tokens, std::span<const TokenRole> roles,
+            int32_t limit, KvSequence& sequence, Pin& pin);
   // Remembers the full pages of a sequence (its last `sequence.length` tokens are committed, its
   // wide blocks may still be there) and pins them. Pages that are here already replace the
   // sequence's own, whose bits are the same. `resumable`: others may go on behind the last one.

@@ -150,7 +150,7 @@ absl::Status ReadAnswer(Reader* reader, Response* response,
       complete = true;
     }
   }
-  const absl::Status status = Finished(reader->Finish());
+  absl::Status status = Finished(reader->Finish());
   if (status.ok() && !complete) {
     return absl::InternalError("the answer ended without its last message");
   }

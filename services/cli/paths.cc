@@ -152,6 +152,7 @@ absl::StatusOr<ModelFile> FindModel(const std::string& name_or_path) {
                       "./run fetches the default model; or set COGUMI_MODEL to a GGUF file");
   }
   std::vector<std::string> names;
+  names.reserve(models.size());
   for (const ModelFile& model : models) names.push_back(model.name);
   const std::string near = services::Suggest(wanted, names);
   return WithAdvice(

@@ -2,6 +2,8 @@
 
 #include <unistd.h>
 
+#include <cmath>
+#include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <utility>
@@ -82,7 +84,8 @@ absl::StatusOr<int> ServeInThisProcess(const SettingsSource& source,
   // A second signal cuts it short.
   services::CallTracker& calls = gateway->host().runtime().calls;
   constexpr double kSlice = 0.02;
-  for (double waited = 0; waited < settings.gateway.server.drain_grace; waited += kSlice) {
+  const int64_t slices = std::llround(settings.gateway.server.drain_grace / kSlice);
+  for (int64_t i = 0; i < slices; ++i) {
     if (calls.WaitIdle(kSlice) || signals.Wait(0) != 0) break;
   }
   const absl::Status drained = gateway->host().Drain(0);

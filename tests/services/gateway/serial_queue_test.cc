@@ -16,6 +16,7 @@ TEST(SerialQueueTest, KeepsOrderAndNeverOverlaps) {
   std::atomic<int> inside{0};
   std::vector<int> per_thread[4];
   std::vector<std::thread> threads;
+  threads.reserve(4);
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&, t] {
       for (int i = 0; i < 2000; ++i) {

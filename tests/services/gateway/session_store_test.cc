@@ -95,7 +95,8 @@ TEST_F(SessionStoreTest, KeepsTheLastFiveTurnsAndCountsOn) {
 
 TEST_F(SessionStoreTest, KeepsTextAsItIs) {
   auto store = Open();
-  const std::string odd("quotes ' \" and \0 nul, \xF0\x9F\x98\x80 and\nlines", 46);
+  constexpr char kOdd[] = "quotes ' \" and \0 nul, \xF0\x9F\x98\x80 and\nlines";
+  const std::string odd(kOdd, sizeof(kOdd) - 1);
   ASSERT_TRUE(Commit(*store, "t", "s", odd, "").ok());
   const auto turns = Load(*store, "t", "s");
   ASSERT_EQ(turns->size(), 1u);
