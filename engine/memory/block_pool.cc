@@ -88,7 +88,9 @@ bool BlockPool::Trim() {
   if (last < resident_.size() && !resident_[last]) ++last;
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   const size_t begin = (first * block_bytes_ + page - 1) / page * page;
-  const size_t end = last * block_bytes_ / page * page;
+  // Nothing else lies behind the last block.
+  const size_t after = last == resident_.size() ? page - 1 : 0;
+  const size_t end = (last * block_bytes_ + after) / page * page;
   if (begin < end) madvise(base_ + begin, end - begin, MADV_DONTNEED);
   return true;
 }

@@ -135,6 +135,8 @@ HealthWatch::~HealthWatch() {
   if (alarm != nullptr) alarm->Cancel();
   std::unique_lock lock(state_->mutex);
   state_->ended.wait(lock, [this] { return !state_->active; });
+  // An alarm keeps its callback, and that the state.
+  alarm = std::move(state_->alarm);
 }
 
 bool HealthWatch::serving() const {

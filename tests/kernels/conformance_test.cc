@@ -537,7 +537,7 @@ TEST(Half, ConvertsEveryValueBothWays) {
 TEST(Registry, RefusesUnknownTiersByName) {
   const auto unknown = SelectKernels("sse9");
   EXPECT_EQ(unknown.status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(unknown.status().message()), testing::HasSubstr("avx512vnni"));
+  EXPECT_THAT(std::string(unknown.status().message()), ::testing::HasSubstr("avx512vnni"));
   ASSERT_TRUE(SelectKernels("reference").ok());
   EXPECT_STREQ((*SelectKernels("reference"))->name, "reference");
 }

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "engine/kernels/registry.h"
+#include "tests/support/sanitizers.h"
 
 namespace cogumi {
 
@@ -17,6 +18,8 @@ class EveryTier : public ::testing::TestWithParam<const KernelTable*> {
     }
   }
   const KernelTable& kernels() const { return *GetParam(); }
+  // The scalar tier under a sanitizer.
+  bool Slow() const { return testing::kSanitized && GetParam() == &ReferenceKernels(); }
 };
 
 #define COGUMI_EVERY_TIER(Suite)                                                      \

@@ -12,6 +12,7 @@
 #include "cogumi/engine.h"
 #include "engine/core/clock.h"
 #include "gtest/gtest.h"
+#include "tests/support/adapter_files.h"
 #include "tests/support/long_tests.h"
 #include "tests/support/sanitizers.h"
 #include "tests/support/tiny_model.h"
@@ -54,7 +55,7 @@ class LeavingSink : public RecordingSink {
   std::atomic<int64_t> left_;
 };
 
-GenerationRequest RandomRequest(std::mt19937_64& random, double now) {
+GenerationRequest RandomRequest(std::mt19937_64& random, double now, const std::string& adapter) {
   const auto below = [&random](uint64_t bound) { return random() % bound; };
   GenerationRequest request;
   const uint64_t text = below(4);
@@ -69,10 +70,12 @@ GenerationRequest RandomRequest(std::mt19937_64& random, double now) {
   request.sampling.seed = random();
   if (below(6) == 0) request.deadline = now + 0.001 * static_cast<double>(1 + below(30));
   request.score = below(12) == 0;
+  if (!adapter.empty() && below(2) == 0) request.adapter = adapter;
   return request;
 }
 
-void Caller(Engine& engine, SharedClock& clock, uint64_t seed, int requests, Ends& ends) {
+void Caller(Engine& engine, SharedClock& clock, uint64_t seed, int requests,
+            const std::string& adapter, Ends& ends) {
   std::mt19937_64 random(seed);
   std::vector<std::shared_ptr<LeavingSink>> waiting;
   const auto settle = [&](size_t most) {
@@ -93,7 +96,7 @@ void Caller(Engine& engine, SharedClock& clock, uint64_t seed, int requests, End
     const bool leaves = random() % 5 == 0;
     const int64_t after = leaves ? 1 + static_cast<int64_t>(random() % 10) : 1 << 20;
     auto sink = std::make_shared<LeavingSink>(&engine, after);
-    const auto handle = engine.Submit(RandomRequest(random, clock.Now()), sink);
+    const auto handle = engine.Submit(RandomRequest(random, clock.Now(), adapter), sink);
     if (!handle.ok()) {
       ++(handle.status().code() == absl::StatusCode::kResourceExhausted ? ends.refused
                                                                         : ends.wrong);
@@ -110,57 +113,109 @@ void Caller(Engine& engine, SharedClock& clock, uint64_t seed, int requests, End
   settle(0);
 }
 
-TEST(Soak, EveryEndLeavesNothingBehind) {
-  // The long run belongs under the address sanitizer, which sees what is touched after its end.
-  const bool in_full = testing::kAddressSanitized || LongTests();
-  constexpr int kCallers = 4;
-  const int each = (in_full ? 10000 : 1200) / kCallers;
+class Soak : public ::testing::Test {
+ protected:
+  static constexpr int kCallers = 4;
 
-  std::string folder = (std::filesystem::temp_directory_path() / "soak-test-XXXXXX").string();
-  ASSERT_NE(mkdtemp(folder.data()), nullptr);
-  const std::string path = folder + "/tiny.gguf";
-  testing::WriteTinyModel(path);
-  SharedClock clock;
-  EngineOptions options;
-  options.model_path = path;
-  options.threads = 1;
-  options.max_running = 6;
-  options.max_queued = 10;
-  options.prefill_chunk = 48;
-  options.kv_bytes = 12 * 2 * 2 * 2 * 16 * 64 * 2;  // twelve pages
-  options.watchdog_seconds = 1e6;
-  options.clock = &clock;
-  auto created = Engine::Create(options);
-  ASSERT_TRUE(created.ok()) << created.status();
-  const std::unique_ptr<Engine> engine = *std::move(created);
-
-  Ends ends;
-  std::vector<std::thread> callers;
-  for (int i = 0; i < kCallers; ++i) {
-    callers.emplace_back([&, i] {
-      Caller(*engine, clock, static_cast<uint64_t>(i) + 1, each, ends);
-    });
+  void SetUp() override {
+    std::string folder = (std::filesystem::temp_directory_path() / "soak-test-XXXXXX").string();
+    ASSERT_NE(mkdtemp(folder.data()), nullptr);
+    folder_ = folder;
+    testing::WriteTinyModel(folder_ + "/tiny.gguf", tiny_);
+    options_.model_path = folder_ + "/tiny.gguf";
+    options_.threads = 1;
+    options_.max_running = 6;
+    options_.max_queued = 10;
+    options_.prefill_chunk = 48;
+    options_.kv_bytes = 12 * 2 * 2 * 2 * 16 * 64 * 2;  // twelve pages
+    options_.watchdog_seconds = 1e6;
+    options_.clock = &clock_;
   }
-  for (std::thread& caller : callers) caller.join();
+  void TearDown() override { std::filesystem::remove_all(folder_); }
 
-  const EngineStats stats = engine->Stats();
-  EXPECT_EQ(stats.running, 0);
-  EXPECT_EQ(stats.queued, 0);
-  EXPECT_EQ(stats.kv_pages_used, 0);
-  EXPECT_EQ(stats.kv_bytes_used, 0);
-  EXPECT_LE(stats.kv_bytes_cached, stats.kv_bytes);
-  EXPECT_EQ(ends.wrong, 0);
-  EXPECT_EQ(ends.ok + ends.cancelled + ends.late + ends.refused, each * kCallers);
-  EXPECT_EQ(static_cast<int64_t>(stats.finished_stop + stats.finished_length), ends.ok);
-  EXPECT_EQ(static_cast<int64_t>(stats.cancelled), ends.cancelled);
-  EXPECT_EQ(static_cast<int64_t>(stats.deadline_exceeded), ends.late);
-  EXPECT_EQ(stats.failed, 0u);
-  EXPECT_GT(ends.ok, each);
-  EXPECT_GT(ends.cancelled, each / 10);
-  EXPECT_GT(ends.late, 0);
+  // The long run belongs under the address sanitizer, which sees what is touched after its end.
+  static int Requests(int in_full) {
+    return testing::kAddressSanitized || LongTests() ? in_full : in_full / 8;
+  }
+
+  // With every gauge back at zero. Half of the requests name the adapter, if there is one.
+  EngineStats Run(Engine& engine, int requests, const std::string& adapter = "") {
+    const int each = requests / kCallers;
+    Ends ends;
+    std::vector<std::thread> callers;
+    callers.reserve(kCallers);
+    for (int i = 0; i < kCallers; ++i) {
+      callers.emplace_back(
+          [&, i] { Caller(engine, clock_, static_cast<uint64_t>(i) + 1, each, adapter, ends); });
+    }
+    for (std::thread& caller : callers) caller.join();
+
+    const EngineStats stats = engine.Stats();
+    EXPECT_EQ(stats.running, 0);
+    EXPECT_EQ(stats.queued, 0);
+    EXPECT_EQ(stats.kv_pages_used, 0);
+    EXPECT_EQ(stats.kv_bytes_used, 0);
+    EXPECT_LE(stats.kv_bytes_cached, stats.kv_bytes);
+    int64_t held = 0;
+    for (const KvUsage& usage : stats.kv_blocks) held += usage.bytes;
+    EXPECT_EQ(held, stats.kv_bytes_cached);
+    EXPECT_EQ(ends.wrong, 0);
+    EXPECT_EQ(ends.ok + ends.cancelled + ends.late + ends.refused, each * kCallers);
+    EXPECT_EQ(static_cast<int64_t>(stats.finished_stop + stats.finished_length), ends.ok);
+    EXPECT_EQ(static_cast<int64_t>(stats.cancelled), ends.cancelled);
+    EXPECT_EQ(static_cast<int64_t>(stats.deadline_exceeded), ends.late);
+    EXPECT_EQ(stats.failed, 0u);
+    EXPECT_GT(ends.ok, each);
+    EXPECT_GT(ends.cancelled, each / 10);
+    EXPECT_GT(ends.late, 0);
+    return stats;
+  }
+
+  SharedClock clock_;
+  testing::TinyModelOptions tiny_;
+  EngineOptions options_;
+  std::string folder_;
+};
+
+TEST_F(Soak, EveryEndLeavesNothingBehind) {
+  auto engine = Engine::Create(options_);
+  ASSERT_TRUE(engine.ok()) << engine.status();
+  const EngineStats stats = Run(**engine, Requests(10000));
   EXPECT_GT(stats.prefix_hits, 0u);
   EXPECT_GT(stats.preemptions, 0u);
-  std::filesystem::remove_all(folder);
+}
+
+TEST_F(Soak, WithNarrowPagesAdaptersAndNoPrefixCache) {
+  for (const KvFormat format : {KvFormat::kInt4, KvFormat::kK8V4}) {
+    options_.kv_format = format;
+    options_.prefix_cache = false;
+    options_.adapter_bytes = 16 << 20;
+    auto created = Engine::Create(options_);
+    ASSERT_TRUE(created.ok()) << created.status();
+    Engine& engine = **created;
+    testing::AdapterFilesOptions files;
+    files.shape = testing::ShapeOf(tiny_);
+    const std::string adapter(64, 'a');
+    ASSERT_TRUE(engine.LoadAdapter(adapter, testing::RandomAdapter(files)).ok());
+    const EngineStats stats = Run(engine, Requests(2000), adapter);
+    EXPECT_GT(stats.preemptions, 0u);
+    EXPECT_EQ(stats.kv_bytes_cached, 0);
+    for (const KvUsage& usage : stats.kv_blocks) EXPECT_EQ(usage.bytes, 0) << usage.precision;
+    // Nobody holds it any more.
+    engine.UnloadAdapter(adapter);
+    EXPECT_EQ(engine.AdapterUse().resident, 0);
+    EXPECT_EQ(engine.AdapterUse().bytes, 0);
+  }
+}
+
+TEST_F(Soak, WithADraftModel) {
+  options_.speculation = Speculation::kDraftModel;
+  options_.draft_model_path = options_.model_path;
+  options_.draft_kv_bytes = 64 << 10;
+  auto engine = Engine::Create(options_);
+  ASSERT_TRUE(engine.ok()) << engine.status();
+  const EngineStats stats = Run(**engine, Requests(2000));
+  EXPECT_GT(stats.accepted_tokens, 0u);
 }
 
 }  // namespace
