@@ -33,13 +33,22 @@ struct Unit {
   double factor;
 };
 
-constexpr Unit kByteUnits[] = {{"", 1},           {"b", 1},           {"k", 1e3},
-                               {"kb", 1e3},       {"m", 1e6},         {"mb", 1e6},
-                               {"g", 1e9},        {"gb", 1e9},        {"t", 1e12},
-                               {"tb", 1e12},      {"kib", 1024.0},    {"mib", 1048576.0},
-                               {"gib", 1073741824.0}, {"tib", 1099511627776.0}};
-constexpr Unit kTimeUnits[] = {{"", 1},    {"ms", 1e-3}, {"us", 1e-6}, {"s", 1},
-                               {"m", 60},  {"min", 60},  {"h", 3600},  {"d", 86400}};
+constexpr Unit kByteUnits[] = {{"", 1},
+                               {"b", 1},
+                               {"k", 1e3},
+                               {"kb", 1e3},
+                               {"m", 1e6},
+                               {"mb", 1e6},
+                               {"g", 1e9},
+                               {"gb", 1e9},
+                               {"t", 1e12},
+                               {"tb", 1e12},
+                               {"kib", 1024.0},
+                               {"mib", 1048576.0},
+                               {"gib", 1073741824.0},
+                               {"tib", 1099511627776.0}};
+constexpr Unit kTimeUnits[] = {{"", 1},   {"ms", 1e-3}, {"us", 1e-6}, {"s", 1},
+                               {"m", 60}, {"min", 60},  {"h", 3600},  {"d", 86400}};
 
 template <size_t kCount>
 std::optional<double> ParseWithUnit(std::string_view text, const Unit (&units)[kCount]) {
@@ -64,8 +73,7 @@ std::string FormatNumber(double value) { return Cat(value); }
 
 absl::Status OutOfRange(const std::string& name, const std::string& value,
                         const std::string& range) {
-  return absl::InvalidArgumentError(
-      Cat(name, ": ", value, " is outside ", range));
+  return absl::InvalidArgumentError(Cat(name, ": ", value, " is outside ", range));
 }
 
 absl::Status Malformed(const std::string& name, const std::string& value, std::string_view kind) {
@@ -115,7 +123,7 @@ absl::Status Unknown(std::string_view what, std::string_view name,
   const std::string suggestion = Suggest(name, known);
   return absl::InvalidArgumentError(
       Cat("unknown ", what, " ", prefix, name,
-                   suggestion.empty() ? "" : Cat("; did you mean ", prefix, suggestion, "?")));
+          suggestion.empty() ? "" : Cat("; did you mean ", prefix, suggestion, "?")));
 }
 
 using Values = std::map<const OptionSet::Option*, std::vector<std::string>>;
@@ -140,15 +148,13 @@ std::vector<std::string> SplitList(const std::string& text) {
 
 // --- YAML ---------------------------------------------------------------------------------------
 
-std::string Position(const YAML::Node& node) {
-  return Cat("line ", node.Mark().line + 1);
-}
+std::string Position(const YAML::Node& node) { return Cat("line ", node.Mark().line + 1); }
 
 absl::Status ReadMapping(const YAML::Node& node, const OptionSet& set, const std::string& prefix,
                          int depth, Values* values) {
   if (depth > kMaxConfigDepth) {
-    return absl::InvalidArgumentError(Cat(Position(node), ": nested deeper than ",
-                                                   kMaxConfigDepth));
+    return absl::InvalidArgumentError(
+        Cat(Position(node), ": nested deeper than ", kMaxConfigDepth));
   }
   std::vector<std::string> known;
   for (const auto& option : set.options()) known.push_back(option.name);
@@ -183,9 +189,9 @@ absl::Status ReadMapping(const YAML::Node& node, const OptionSet& set, const std
         texts.push_back(item.as<std::string>());
       }
     } else {
-      return absl::InvalidArgumentError(
-          Cat(Position(entry.first), ": ", set.section(), ".", name, ": a ",
-                       option->is_list ? "list" : "plain value", " is wanted"));
+      return absl::InvalidArgumentError(Cat(Position(entry.first), ": ", set.section(), ".", name,
+                                            ": a ", option->is_list ? "list" : "plain value",
+                                            " is wanted"));
     }
     (*values)[option] = std::move(texts);
   }
@@ -231,8 +237,7 @@ absl::Status ReadFile(const std::string& path, const ConfigRequest& request, Val
       for (const OptionSet* set : request.sets) {
         if (set->section() != section || entry.second.IsNull()) continue;
         if (!entry.second.IsMap()) {
-          return absl::InvalidArgumentError(
-              Cat(path, ": ", section, ": keys are wanted"));
+          return absl::InvalidArgumentError(Cat(path, ": ", section, ": keys are wanted"));
         }
         const absl::Status status = ReadMapping(entry.second, *set, "", 0, values);
         if (!status.ok()) {
@@ -250,8 +255,7 @@ absl::Status ReadFile(const std::string& path, const ConfigRequest& request, Val
 
 absl::Status ReadEnvironment(const ConfigRequest& request, std::string* config_path,
                              Values* values) {
-  const char* const* environment =
-      request.environment != nullptr ? request.environment : environ;
+  const char* const* environment = request.environment != nullptr ? request.environment : environ;
   for (; environment != nullptr && *environment != nullptr; ++environment) {
     const std::string_view entry = *environment;
     const size_t equals = entry.find('=');
@@ -272,8 +276,7 @@ absl::Status ReadEnvironment(const ConfigRequest& request, std::string* config_p
         if (known.back() == name) found = &option;
       }
       if (found == nullptr) return Unknown("environment variable", name, known);
-      (*values)[found] =
-          found->is_list ? SplitList(value) : std::vector<std::string>{value};
+      (*values)[found] = found->is_list ? SplitList(value) : std::vector<std::string>{value};
     }
   }
   return absl::OkStatus();
@@ -315,8 +318,7 @@ absl::StatusOr<Flags> ReadFlags(const ConfigRequest& request) {
       continue;
     }
     if (!argument.starts_with("--") || argument.size() == 2) {
-      return absl::InvalidArgumentError(
-          Cat("unexpected argument \"", argument, "\"; see --help"));
+      return absl::InvalidArgumentError(Cat("unexpected argument \"", argument, "\"; see --help"));
     }
     const size_t equals = argument.find('=');
     std::string name = Canonical(argument.substr(2, equals == argument.npos ? equals : equals - 2));
@@ -360,8 +362,7 @@ absl::StatusOr<Flags> ReadFlags(const ConfigRequest& request) {
 absl::StatusOr<int64_t> ParseBytes(std::string_view text) {
   const auto value = ParseWithUnit(text, kByteUnits);
   if (!value) {
-    return absl::InvalidArgumentError(
-        Cat("\"", text, "\" is not a size such as 512MiB or 2GB"));
+    return absl::InvalidArgumentError(Cat("\"", text, "\" is not a size such as 512MiB or 2GB"));
   }
   if (*value >= static_cast<double>(std::numeric_limits<int64_t>::max())) {
     return absl::InvalidArgumentError(Cat("\"", text, "\" is too large"));
@@ -372,8 +373,7 @@ absl::StatusOr<int64_t> ParseBytes(std::string_view text) {
 absl::StatusOr<double> ParseDuration(std::string_view text) {
   const auto value = ParseWithUnit(text, kTimeUnits);
   if (!value || !std::isfinite(*value)) {
-    return absl::InvalidArgumentError(
-        Cat("\"", text, "\" is not a time such as 30s, 250ms or 5m"));
+    return absl::InvalidArgumentError(Cat("\"", text, "\" is not a time such as 30s, 250ms or 5m"));
   }
   return *value;
 }
@@ -416,7 +416,7 @@ absl::Status OptionSet::Set(std::string_view name, const std::string& value) con
   return option->set(option->is_list ? SplitList(value) : std::vector<std::string>{value});
 }
 
-OptionSet& OptionSet::String(std::string name, std::string* target, std::string help) {
+OptionSet& OptionSet::String(const std::string& name, std::string* target, std::string help) {
   return Add({name, "TEXT", "", *target, std::move(help), false, false,
               [target](const std::vector<std::string>& values) {
                 *target = values[0];
@@ -424,7 +424,7 @@ OptionSet& OptionSet::String(std::string name, std::string* target, std::string 
               }});
 }
 
-OptionSet& OptionSet::Int64(std::string name, int64_t* target, int64_t min, int64_t max,
+OptionSet& OptionSet::Int64(const std::string& name, int64_t* target, int64_t min, int64_t max,
                             std::string help) {
   const std::string range = Cat("[", min, ", ", max, "]");
   return Add({name, "N", range, Cat(*target), std::move(help), false, false,
@@ -439,7 +439,7 @@ OptionSet& OptionSet::Int64(std::string name, int64_t* target, int64_t min, int6
               }});
 }
 
-OptionSet& OptionSet::Int(std::string name, int32_t* target, int32_t min, int32_t max,
+OptionSet& OptionSet::Int(const std::string& name, int32_t* target, int32_t min, int32_t max,
                           std::string help) {
   const std::string range = Cat("[", min, ", ", max, "]");
   return Add({name, "N", range, Cat(*target), std::move(help), false, false,
@@ -454,7 +454,7 @@ OptionSet& OptionSet::Int(std::string name, int32_t* target, int32_t min, int32_
               }});
 }
 
-OptionSet& OptionSet::Double(std::string name, double* target, double min, double max,
+OptionSet& OptionSet::Double(const std::string& name, double* target, double min, double max,
                              std::string help) {
   const std::string range = Cat("[", FormatNumber(min), ", ", FormatNumber(max), "]");
   return Add({name, "X", range, FormatNumber(*target), std::move(help), false, false,
@@ -469,7 +469,7 @@ OptionSet& OptionSet::Double(std::string name, double* target, double min, doubl
               }});
 }
 
-OptionSet& OptionSet::Bool(std::string name, bool* target, std::string help) {
+OptionSet& OptionSet::Bool(const std::string& name, bool* target, std::string help) {
   return Add({name, "", "", *target ? "true" : "false", std::move(help), true, false,
               [=](const std::vector<std::string>& values) {
                 bool value = false;
@@ -481,15 +481,14 @@ OptionSet& OptionSet::Bool(std::string name, bool* target, std::string help) {
               }});
 }
 
-OptionSet& OptionSet::Bytes(std::string name, int64_t* target, int64_t min, int64_t max,
+OptionSet& OptionSet::Bytes(const std::string& name, int64_t* target, int64_t min, int64_t max,
                             std::string help) {
   const std::string range = Cat("[", FormatBytes(min), ", ", FormatBytes(max), "]");
   return Add({name, "BYTES", range, FormatBytes(*target), std::move(help), false, false,
               [=](const std::vector<std::string>& values) -> absl::Status {
                 const auto value = ParseBytes(values[0]);
                 if (!value.ok()) {
-                  return absl::InvalidArgumentError(
-                      Cat(name, ": ", value.status().message()));
+                  return absl::InvalidArgumentError(Cat(name, ": ", value.status().message()));
                 }
                 if (*value < min || *value > max) return OutOfRange(name, values[0], range);
                 *target = *value;
@@ -497,15 +496,14 @@ OptionSet& OptionSet::Bytes(std::string name, int64_t* target, int64_t min, int6
               }});
 }
 
-OptionSet& OptionSet::Duration(std::string name, double* target, double min, double max,
+OptionSet& OptionSet::Duration(const std::string& name, double* target, double min, double max,
                                std::string help) {
   const std::string range = Cat("[", FormatDuration(min), ", ", FormatDuration(max), "]");
   return Add({name, "TIME", range, FormatDuration(*target), std::move(help), false, false,
               [=](const std::vector<std::string>& values) -> absl::Status {
                 const auto value = ParseDuration(values[0]);
                 if (!value.ok()) {
-                  return absl::InvalidArgumentError(
-                      Cat(name, ": ", value.status().message()));
+                  return absl::InvalidArgumentError(Cat(name, ": ", value.status().message()));
                 }
                 if (!(*value >= min && *value <= max)) return OutOfRange(name, values[0], range);
                 *target = *value;
@@ -513,8 +511,8 @@ OptionSet& OptionSet::Duration(std::string name, double* target, double min, dou
               }});
 }
 
-OptionSet& OptionSet::Choice(std::string name, std::string* target,
-                             std::vector<std::string> choices, std::string help) {
+OptionSet& OptionSet::Choice(const std::string& name, std::string* target,
+                             const std::vector<std::string>& choices, std::string help) {
   const std::string range = absl::StrJoin(choices, " | ");
   return Add({name, "WORD", range, *target, std::move(help), false, false,
               [=](const std::vector<std::string>& values) -> absl::Status {
@@ -527,7 +525,8 @@ OptionSet& OptionSet::Choice(std::string name, std::string* target,
               }});
 }
 
-OptionSet& OptionSet::List(std::string name, std::vector<std::string>* target, std::string help) {
+OptionSet& OptionSet::List(const std::string& name, std::vector<std::string>* target,
+                           std::string help) {
   return Add({name, "A,B", "", absl::StrJoin(*target, ","), std::move(help), false, true,
               [=](const std::vector<std::string>& values) {
                 *target = values;
@@ -537,18 +536,18 @@ OptionSet& OptionSet::List(std::string name, std::vector<std::string>* target, s
 
 std::string ConfigHelp(const ConfigRequest& request) {
   std::string help = Cat(request.program, " ", Version(), "\n", request.description,
-                                  "\n\nUsage: ", request.program, " [--config FILE] [flags]\n\n",
-                                  "Later layers win: defaults, the YAML file (--config or "
-                                  "COGUMI_CONFIG), COGUMI_* variables, flags.\n");
+                         "\n\nUsage: ", request.program, " [--config FILE] [flags]\n\n",
+                         "Later layers win: defaults, the YAML file (--config or "
+                         "COGUMI_CONFIG), COGUMI_* variables, flags.\n");
   for (const OptionSet* set : request.sets) {
     const std::string prefix = request.sets.size() == 1 ? "" : set->section() + ".";
-    help += Cat("\nSection `", set->section(), "` of the file, variables ",
-                    VariableOf(*set, ""), "*:\n");
+    help += Cat("\nSection `", set->section(), "` of the file, variables ", VariableOf(*set, ""),
+                "*:\n");
     for (const auto& option : set->options()) {
-      help += Cat("  --", FlagOf(prefix + option.name),
-                      option.kind.empty() ? "" : " ", option.kind, "\n      ", option.help, " (",
-                      option.range.empty() ? "" : Cat(option.range, ", "), "default ",
-                      option.default_text.empty() ? "none" : option.default_text, ")\n");
+      help +=
+          Cat("  --", FlagOf(prefix + option.name), option.kind.empty() ? "" : " ", option.kind,
+              "\n      ", option.help, " (", option.range.empty() ? "" : Cat(option.range, ", "),
+              "default ", option.default_text.empty() ? "none" : option.default_text, ")\n");
     }
   }
   help += Cat("\n  --help, --version\n");

@@ -37,18 +37,23 @@ class OptionSet {
   // `section` is the YAML section: gateway, router, decoder, modifiers.
   explicit OptionSet(std::string section);
 
-  OptionSet& String(std::string name, std::string* target, std::string help);
-  OptionSet& Int(std::string name, int32_t* target, int32_t min, int32_t max, std::string help);
-  OptionSet& Int64(std::string name, int64_t* target, int64_t min, int64_t max, std::string help);
-  OptionSet& Double(std::string name, double* target, double min, double max, std::string help);
-  OptionSet& Bool(std::string name, bool* target, std::string help);
-  OptionSet& Bytes(std::string name, int64_t* target, int64_t min, int64_t max, std::string help);
-  // Seconds.
-  OptionSet& Duration(std::string name, double* target, double min, double max, std::string help);
-  OptionSet& Choice(std::string name, std::string* target, std::vector<std::string> choices,
+  OptionSet& String(const std::string& name, std::string* target, std::string help);
+  OptionSet& Int(const std::string& name, int32_t* target, int32_t min, int32_t max,
+                 std::string help);
+  OptionSet& Int64(const std::string& name, int64_t* target, int64_t min, int64_t max,
+                   std::string help);
+  OptionSet& Double(const std::string& name, double* target, double min, double max,
                     std::string help);
+  OptionSet& Bool(const std::string& name, bool* target, std::string help);
+  OptionSet& Bytes(const std::string& name, int64_t* target, int64_t min, int64_t max,
+                   std::string help);
+  // Seconds.
+  OptionSet& Duration(const std::string& name, double* target, double min, double max,
+                      std::string help);
+  OptionSet& Choice(const std::string& name, std::string* target,
+                    const std::vector<std::string>& choices, std::string help);
   // A YAML sequence, or values with commas between them; replaces the default as a whole.
-  OptionSet& List(std::string name, std::vector<std::string>* target, std::string help);
+  OptionSet& List(const std::string& name, std::vector<std::string>* target, std::string help);
 
   struct Option {
     std::string name;

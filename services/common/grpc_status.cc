@@ -15,8 +15,8 @@ constexpr char kRetryInfoUrl[] = "type.googleapis.com/google.rpc.RetryInfo";
 constexpr size_t kMaxMessageBytes = 1024;
 constexpr double kDefaultRetrySeconds = 1.0;
 
-#define COGUMI_SAME_CODE(absl_name, grpc_name)                                        \
-  static_assert(static_cast<int>(absl::StatusCode::absl_name) == grpc::grpc_name,     \
+#define COGUMI_SAME_CODE(absl_name, grpc_name)                                    \
+  static_assert(static_cast<int>(absl::StatusCode::absl_name) == grpc::grpc_name, \
                 "absl and gRPC codes must be equal")
 COGUMI_SAME_CODE(kOk, OK);
 COGUMI_SAME_CODE(kCancelled, CANCELLED);
@@ -46,8 +46,8 @@ grpc::Status ToGrpc(const absl::Status& status) {
   if (absl::IsResourceExhausted(full) && !full.GetPayload(kRetryInfoUrl)) {
     full = WithRetry(full, kDefaultRetrySeconds);
   }
-  std::string message = ToValidUtf8(
-      TruncateUtf8({full.message().data(), full.message().size()}, kMaxMessageBytes));
+  std::string message =
+      ToValidUtf8(TruncateUtf8({full.message().data(), full.message().size()}, kMaxMessageBytes));
   google::rpc::Status details;
   details.set_code(static_cast<int>(full.code()));
   details.set_message(message);
@@ -56,7 +56,7 @@ grpc::Status ToGrpc(const absl::Status& status) {
     any->set_type_url(std::string(url));
     any->set_value(std::string(payload));
   });
-  return grpc::Status(static_cast<grpc::StatusCode>(full.code()), std::move(message),
+  return grpc::Status(static_cast<grpc::StatusCode>(full.code()), message,
                       details.SerializeAsString());
 }
 

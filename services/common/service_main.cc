@@ -5,6 +5,7 @@
 
 #include <cerrno>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <ctime>
 #include <fstream>
@@ -64,7 +65,8 @@ int Fail(const std::string& program, const absl::Status& status, int code) {
 void WaitForCalls(RunningService& service, SignalWaiter& signals, double grace) {
   CallTracker& calls = service.host().runtime().calls;
   constexpr double kSlice = 0.02;
-  for (double waited = 0; waited < grace; waited += kSlice) {
+  const int64_t slices = std::llround(grace / kSlice);
+  for (int64_t i = 0; i < slices; ++i) {
     if (calls.WaitIdle(kSlice)) return;
     if (signals.Wait(0) != 0) {
       LogLine(service.host().runtime().name, "second signal: cutting off running calls");
@@ -84,9 +86,8 @@ std::string FormatReadyLine(const ReadyLine& line) {
 }
 
 absl::StatusOr<ReadyLine> ParseReadyLine(std::string_view text) {
-  const std::vector<std::string> words =
-      absl::StrSplit(absl::string_view(text.data(), text.size()), absl::ByAnyChar(" \r\n"),
-                     absl::SkipEmpty());
+  const std::vector<std::string> words = absl::StrSplit(
+      absl::string_view(text.data(), text.size()), absl::ByAnyChar(" \r\n"), absl::SkipEmpty());
   if (words.empty() || words[0] != "ready") {
     return absl::InvalidArgumentError("not a ready line");
   }

@@ -161,14 +161,14 @@ class GenerateStream : public StreamWriter<v1::GenerateResponse>, public Respons
   void SubmitOn(Worker& worker, Prompt prompt) {
     const size_t bytes = BytesOf(prompt);
     auto self = std::static_pointer_cast<GenerateStream>(shared_from_this());
-    const bool accepted = RunBySize(worker, bytes, [self, input = std::move(prompt)]() mutable {
-      const absl::Status submitted = self->Submit(std::move(input));
+    const bool accepted = RunBySize(worker, bytes, [self, input = std::move(prompt)] {
+      const absl::Status submitted = self->Submit(input);
       if (!submitted.ok()) self->End(WithEngineDetails(submitted));
     });
     if (!accepted) End(WorkerFull());
   }
 
-  absl::Status Submit(Prompt prompt) {
+  absl::Status Submit(const Prompt& prompt) {
     if (ended()) return absl::OkStatus();  // gone while it waited
     ASSIGN_OR_RETURN(TokenizedPrompt tokenized, shared_->engine.Tokenize(prompt));
     GenerationRequest request = RequestOf(call().request(), std::move(tokenized));
@@ -380,13 +380,11 @@ class DecoderServiceImpl : public DecoderService, public v1::DecoderService::Cal
     auto cancel = std::make_shared<CancelOnce>(shared_->engine);
     reactor->SetOnGone([cancel] { cancel->Gone(); });
     const size_t bytes = BytesOf(*prompt);
-    const bool accepted =
-        RunBySize(worker_, bytes,
-                  [this, reactor, response, cancel, top, input = std::move(*prompt)]() mutable {
-                    const absl::Status status =
-                        SubmitScore(std::move(input), top, reactor, response, *cancel);
-                    if (!status.ok()) reactor->Reply(WithEngineDetails(status));
-                  });
+    const bool accepted = RunBySize(
+        worker_, bytes, [this, reactor, response, cancel, top, input = std::move(*prompt)] {
+          const absl::Status status = SubmitScore(input, top, reactor, response, *cancel);
+          if (!status.ok()) reactor->Reply(WithEngineDetails(status));
+        });
     if (!accepted) reactor->Reply(WorkerFull());
     return reactor.get();
   }
@@ -429,7 +427,8 @@ class DecoderServiceImpl : public DecoderService, public v1::DecoderService::Cal
     }
   }
 
-  absl::Status SubmitScore(Prompt prompt, int32_t top, const std::shared_ptr<PendingUnary>& reactor,
+  absl::Status SubmitScore(const Prompt& prompt, int32_t top,
+                           const std::shared_ptr<PendingUnary>& reactor,
                            v1::ScoreResponse* response, CancelOnce& cancel) {
     if (reactor->gone()) return absl::CancelledError("the caller has gone");
     ASSIGN_OR_RETURN(TokenizedPrompt tokenized, shared_->engine.Tokenize(prompt));

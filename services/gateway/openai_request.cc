@@ -496,9 +496,8 @@ absl::StatusOr<OpenAiRequest> ParseOpenAiCompletion(std::string_view body) {
       request.logprobs = true;
       sampling.set_logprobs(true);
       sampling.set_top_logprobs(top);
-    } else if (key == "echo" && value.is_boolean() && !value.get<bool>()) {
-      // The default.
-    } else if (key == "best_of" && value.is_number_integer() && value == 1) {
+    } else if ((key == "echo" && value.is_boolean() && !value.get<bool>()) ||
+               (key == "best_of" && value.is_number_integer() && value == 1)) {
       // The default.
     } else if (Contains(kUnsupportedCompletion, key)) {
       return Unsupported(key);

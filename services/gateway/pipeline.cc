@@ -437,7 +437,7 @@ class Call final : public PipelineCall, public std::enable_shared_from_this<Call
     return true;
   }
 
-  void Finish(absl::Status status) {
+  void Finish(const absl::Status& status) {
     finished_ = true;
     if (session_key_) pipeline_.UnlockSession(*session_key_);
     CountUsage();

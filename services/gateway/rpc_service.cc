@@ -62,7 +62,7 @@ class AnswerStream final : public services::StreamWriter<Response>, public CallO
                std::string_view method, GatewayMetrics& metrics)
       : Base(runtime, context, method), metrics_(metrics) {}
 
-  void Run(Pipeline& pipeline, CallRequest request) {
+  void Run(Pipeline& pipeline, CallRequest&& request) {
     auto self = std::static_pointer_cast<AnswerStream>(this->shared_from_this());
     std::shared_ptr<PipelineCall> call = pipeline.Prepare(std::move(request), self);
     {

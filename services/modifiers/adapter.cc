@@ -48,6 +48,7 @@ absl::StatusOr<Card> ParseCard(std::string_view text) {
       {"license", &card.license},
       {"description", &card.description}};
   std::vector<std::string> known;
+  known.reserve(fields.size());
   for (const auto& [name, target] : fields) known.push_back(name);
   for (const auto& [name, value] : *root->object()) {
     const auto field = std::find_if(fields.begin(), fields.end(),
@@ -148,9 +149,8 @@ void AddFile(const char* name, uint64_t bytes, std::string digest, v1::Adapter* 
 bool IsValidAdapterName(std::string_view name) {
   const auto is_first = [](char c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9'); };
   return !name.empty() && name.size() <= 64 && is_first(name[0]) &&
-         std::all_of(name.begin(), name.end(), [&](char c) {
-           return is_first(c) || c == '.' || c == '_' || c == '-';
-         });
+         std::all_of(name.begin(), name.end(),
+                     [&](char c) { return is_first(c) || c == '.' || c == '_' || c == '-'; });
 }
 
 bool IsValidDigest(std::string_view digest) {
@@ -177,9 +177,9 @@ absl::StatusOr<v1::Adapter> InspectAdapter(const std::string& folder, const Base
   ASSIGN_OR_RETURN(const std::string card_text, card_file.ReadAll());
   ASSIGN_OR_RETURN(const Card card, ParseCard(card_text));
   if (card.base_digest != base.digest) {
-    return absl::FailedPreconditionError(
-        Cat(kCardFile, ": base_digest ", card.base_digest, " is not the base ", base.name, " (",
-            base.digest, ")"));
+    return absl::FailedPreconditionError(Cat(kCardFile, ": base_digest ", card.base_digest,
+                                             " is not the base ", base.name, " (", base.digest,
+                                             ")"));
   }
   ASSIGN_OR_RETURN(const PeftConfig config, ParsePeftConfig(config_text));
   ASSIGN_OR_RETURN(auto weights, InspectWeights(weights_file, config, base));

@@ -111,8 +111,8 @@ absl::Status Catalogue::Load() {
 void Catalogue::DeleteOrphans() {
   std::vector<fs::path> orphans;
   std::error_code error;
-  for (fs::directory_iterator it(options_.state_dir + "/adapters", error), end;
-       !error && it != end; it.increment(error)) {
+  for (fs::directory_iterator it(options_.state_dir + "/adapters", error), end; !error && it != end;
+       it.increment(error)) {
     const std::string digest = it->path().filename().string();
     const auto has_digest = [&digest](const auto& entry) {
       return entry.second.digest() == digest;
@@ -185,13 +185,13 @@ absl::Status Catalogue::ReadIndex() {
       v1::Adapter& kept = left_out_[*name->string()];
       kept.set_digest(*digest->string());
       kept.set_registered_ms(*registered->integer());
-      LogLine("modifiers", Cat("adapter ", *name->string(), " is left out: ",
-                               adapter.status().message()));
+      LogLine("modifiers",
+              Cat("adapter ", *name->string(), " is left out: ", adapter.status().message()));
       continue;
     }
     adapter->set_name(*name->string());
     adapter->set_registered_ms(*registered->integer());
-    state_.adapters[adapter->name()] = *std::move(adapter);
+    state_.adapters[*name->string()] = *std::move(adapter);
   }
   return absl::OkStatus();
 }
@@ -267,8 +267,7 @@ absl::StatusOr<std::string> Catalogue::ResolvePath(const std::string& path) cons
   return resolved.string();
 }
 
-absl::StatusOr<Registration> Catalogue::Register(const std::string& name,
-                                                 const std::string& path) {
+absl::StatusOr<Registration> Catalogue::Register(const std::string& name, const std::string& path) {
   if (!IsValidAdapterName(name)) {
     return FieldError("name", "^[a-z0-9][a-z0-9._-]{0,63}$ is wanted");
   }

@@ -37,6 +37,8 @@ void* Allocate(size_t size) {
 
 }  // namespace
 
+// All of them are replaced together; inlined into callers, half of a pair looks like a mistake.
+#pragma GCC diagnostic ignored "-Wmismatched-new-delete"
 void* operator new(size_t size) { return Allocate(size); }
 void* operator new[](size_t size) { return Allocate(size); }
 void operator delete(void* memory) noexcept { std::free(memory); }

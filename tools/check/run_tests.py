@@ -24,6 +24,9 @@ PYTHON_TESTS = {"unit": "tests/unit", "kernels": "tests/kernels", "services": "t
 PYTEST_TIMEOUT_SECONDS = 1500
 # About half a minute a file and core.
 CLANG_TIDY_TIMEOUT_SECONDS = 3000
+# One thread races with nobody: not run under the thread sanitizer, which takes minutes for them.
+SINGLE_THREADED = {"kernel_conformance_test", "gguf_fuzz_test", "decode_test", "io_test",
+                   "memory_test", "router_test", "tokenizer_test"}
 SANITIZERS = {
     "asan": {"ASAN_OPTIONS": "abort_on_error=0:detect_leaks=1:allocator_may_return_null=1",
              "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1"},
@@ -269,6 +272,8 @@ def main() -> int:
     if arguments.all:
         for sanitizer, environment in SANITIZERS.items():
             for entry in ctest_entries(f"build-{sanitizer}"):
+                if sanitizer == "tsan" and entry.name in SINGLE_THREADED:
+                    continue
                 labels = set(entry.labels) & set(PYTHON_TESTS) or {"unit"}
                 if labels & subsets:
                     take(run_entry(entry, pattern, arguments.list, f"{sanitizer}:", environment))

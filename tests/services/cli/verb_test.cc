@@ -10,7 +10,6 @@
 namespace cogumi::cli {
 namespace {
 
-using services::ConfigOutcome;
 using testing::ElementsAre;
 using testing::HasSubstr;
 

@@ -11,6 +11,7 @@
 #include "engine/core/clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/support/sanitizers.h"
 #include "tests/support/tiny_model.h"
 #include "tests/unit/runtime/fake_parts.h"
 
@@ -53,7 +54,8 @@ class EngineSpeculationTest : public ::testing::Test {
   }
 
   // Byte prompts that repeat themselves in part, so that lookup finds something.
-  static std::vector<GenerationRequest> Requests(int count = 500, size_t longest = 90) {
+  static std::vector<GenerationRequest> Requests(int count = testing::kSanitized ? 60 : 500,
+                                                 size_t longest = 90) {
     std::mt19937_64 random(11);
     std::vector<GenerationRequest> requests;
     for (int i = 0; i < count; ++i) {
@@ -96,7 +98,7 @@ class EngineSpeculationTest : public ::testing::Test {
   // How much of the drafts was accepted; more than `least` are verified.
   double ExpectEqualAnswers(const EngineOptions& options,
                             const std::vector<GenerationRequest>& requests = Requests(),
-                            uint64_t least = 500, uint64_t most = 1 << 20) const {
+                            uint64_t least = 60, uint64_t most = 1 << 20) const {
     EngineOptions without = options;
     without.speculation = Speculation::kOff;
     without.draft_model_path.clear();
@@ -139,7 +141,8 @@ TEST_F(EngineSpeculationTest, DraftsAreTakenBackInEveryKvFormat) {
     EngineOptions options = Options(Speculation::kNgram);
     options.kv_format = format;
     options.kv_bytes = 512 << 10;
-    const double accepted = ExpectEqualAnswers(options, Requests(120, 350));
+    const double accepted =
+        ExpectEqualAnswers(options, Requests(testing::kSanitized ? 20 : 120, 350));
     EXPECT_GT(accepted, 0.02);
     EXPECT_LT(accepted, 0.98);
   }
