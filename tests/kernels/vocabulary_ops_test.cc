@@ -16,7 +16,8 @@ namespace {
 using VocabularyOpsTest = EveryTier;
 
 TEST(SoftmaxWeight, IsTheExponential) {
-  for (float x = 0; x > -84; x -= 0.00371f) {
+  for (int i = 0; i < 22600; ++i) {
+    const float x = -0.00371f * static_cast<float>(i);  // down to -84
     const double exact = std::exp(static_cast<double>(x));
     ASSERT_NEAR(static_cast<double>(SoftmaxWeight(x, 0, 1)) / exact, 1, 3e-7) << x;
   }

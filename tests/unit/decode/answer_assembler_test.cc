@@ -63,8 +63,7 @@ TEST(AnswerAssembler, ACharacterEndsTheTokensThatBeganIt) {
 }
 
 TEST(AnswerAssembler, WithoutStopStringsATokenIsToldAtOnce) {
-  EXPECT_EQ(Tell({"\xE2", "\x82", "\xAC", "x"}, {}),
-            Lines({"|0", "|1", "\xE2\x82\xAC|2", "x|3"}));
+  EXPECT_EQ(Tell({"\xE2", "\x82", "\xAC", "x"}, {}), Lines({"|0", "|1", "\xE2\x82\xAC|2", "x|3"}));
 }
 
 // Random tokens: what is told in the end is what the definition says, and what is told before is a
@@ -72,7 +71,7 @@ TEST(AnswerAssembler, WithoutStopStringsATokenIsToldAtOnce) {
 TEST(AnswerAssembler, TellsWhatTheDefinitionSays) {
   std::mt19937_64 random(5);
   const std::vector<std::string> alphabets = {
-      "ab", "abc\n", std::string("a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80\xED\xA0\xFF\xC0", 15)};
+      "ab", "abc\n", std::string("a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80\xED\xA0\xFF\xC0\0", 15)};
   int dropped = 0;
   for (int trial = 0; trial < Trials(20000, 20); ++trial) {
     const std::string& alphabet = alphabets[random() % alphabets.size()];

@@ -19,10 +19,10 @@ TEST(Utf8, ReplacesOneCharacterPerMaximalSubpart) {
       {"h\xC3\xA9llo", "h\xC3\xA9llo"},
       {"\xF0\x9F\x98\x80", "\xF0\x9F\x98\x80"},
       {"\x80", kReplaced},
-      {"\xC0\xAF", kReplaced + kReplaced},                          // overlong
-      {"\xE0\x80\xAF", kReplaced + kReplaced + kReplaced},          // overlong
-      {"\xED\xA0\x80", kReplaced + kReplaced + kReplaced},          // surrogate
-      {"\xF0\x9F\x98", kReplaced},                                  // cut off
+      {"\xC0\xAF", kReplaced + kReplaced},                  // overlong
+      {"\xE0\x80\xAF", kReplaced + kReplaced + kReplaced},  // overlong
+      {"\xED\xA0\x80", kReplaced + kReplaced + kReplaced},  // surrogate
+      {"\xF0\x9F\x98", kReplaced},                          // cut off
       {"\xF0\x9F\x98zz", kReplaced + "zz"},
       {"\xE2\x82\xE2\x82\xAC", kReplaced + "\xE2\x82\xAC"},
       {"\xF4\x90\x80\x80", kReplaced + kReplaced + kReplaced + kReplaced},  // beyond U+10FFFF
@@ -92,7 +92,7 @@ TEST(TextAssembler, OverlappingBeginningsAreFollowed) {
 TEST(TextAssembler, AnySplitGivesTheNaiveText) {
   std::mt19937_64 random(3);
   const std::vector<std::string> alphabets = {
-      "ab", "abc\n", std::string("a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80\xED\xA0\xFF\xC0", 15)};
+      "ab", "abc\n", std::string("a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80\xED\xA0\xFF\xC0\0", 15)};
   int stopped = 0;
   for (int trial = 0; trial < Trials(20000, 20); ++trial) {
     const std::string& alphabet = alphabets[random() % alphabets.size()];

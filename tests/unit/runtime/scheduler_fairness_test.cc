@@ -96,7 +96,7 @@ std::pair<double, double> SecondsBesideAndAlone(int32_t crowd, int32_t crowd_pro
   options.max_running = 33;
   options.max_queued = 128;
   options.step_target_seconds = 0.05;
-  double seconds[2];
+  double seconds[2] = {0, 0};
   double longest = 0;
   for (const bool alone : {false, true}) {
     SchedulerHarness h(options, 640);

@@ -16,8 +16,6 @@
 namespace cogumi {
 namespace {
 
-using ::testing::ElementsAre;
-using ::testing::Each;
 using ::testing::HasSubstr;
 using ::testing::SizeIs;
 
