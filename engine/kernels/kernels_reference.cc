@@ -220,9 +220,9 @@ struct Reference {
     const WeightFormat& f = w.format;
     const uint8_t* data = w.Panel(panel);
     int32_t codes[32 * 32];
-    float scale[64];
+    float scale[64] = {};
     float minimum[64] = {};
-    float weights[32 * 32];
+    float weights[32 * 32] = {};
     for (int k0 = 0; k0 < w.inputs; k0 += 32) {
       const int m = w.inputs - k0 < 32 ? w.inputs - k0 : 32;
       if (f.kind == WeightKind::kQuantised) {
