@@ -115,7 +115,7 @@ class Call final : public PipelineCall, public std::enable_shared_from_this<Call
     }
     lease_ = *std::move(lease);
     absl::Status valid = Validate();
-    if (!valid.ok()) return Finish(std::move(valid));
+    if (!valid.ok()) return Finish(valid);
     if (with_session()) {
       session_key_ = {tenant(), request_.chat->session_id()};
       if (!pipeline_.LockSession(*session_key_)) {
