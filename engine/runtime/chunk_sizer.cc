@@ -1,6 +1,7 @@
 #include "engine/runtime/chunk_sizer.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace cogumi {
 namespace {
@@ -22,11 +23,12 @@ ChunkSizer::ChunkSizer(int32_t most, double target_seconds)
     : most_(most), target_(target_seconds) {}
 
 int32_t ChunkSizer::Rows(int32_t others) const {
-  if (others == 0) return most_;
+  if (std::isinf(target_)) return most_;
   if (seconds_per_row_ <= 0) return std::min(most_, kFirstRows);
   // As long as the decoding rows if they take more than half: a crowd that decodes must not leave a
   // newcomer's prompt less than half of the time.
-  const double chunk = std::max(target_ - other_seconds_, std::min(other_seconds_, target_));
+  const double decoding = others > 0 ? other_seconds_ : 0;
+  const double chunk = std::max(target_ - decoding, std::min(decoding, target_));
   const double rows = chunk / seconds_per_row_;
   if (rows >= most_) return most_;
   return std::min(most_, std::max(kLeastRows, static_cast<int32_t>(rows)));

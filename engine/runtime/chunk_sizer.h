@@ -1,5 +1,6 @@
-// How many prompt rows a step may hold, so that those who wait for their next token do not wait
-// longer than a target: learnt from how long steps took.
+// How many prompt rows a step may hold, so that those who wait for their next token, or come
+// meanwhile, do not wait longer than a target: learnt from how long steps took. A prompt alone
+// loses 2 % by chunks of 50 ms (96 rows instead of 256, SmolLM2-135M on two cores).
 //
 // A step takes as long as its decoding rows alone, which is measured when no prompt is computed,
 // and so much more a prompt row. Decoding and prompt rows together take the target; where decoding

@@ -109,7 +109,7 @@ void DeclareDecoderOptions(OptionSet& set, DecoderConfig* config) {
       .Int("prefill_chunk", &engine.prefill_chunk, Low(kPrefillChunkRange),
            High(kPrefillChunkRange), "Prompt tokens in a step, at most.")
       .Duration("step_target", &engine.step_target_seconds, 0, 3600,
-                "A step with prompts should take no longer while others decode; 0: any time.")
+                "A step with prompts should take no longer; 0: any time.")
       .Bool("prefix_cache", &engine.prefix_cache,
             "Keep computed prompts and answers for requests that go on from them.")
       .Choice("speculation", &config->speculation, {"off", "ngram", "draft_model"},

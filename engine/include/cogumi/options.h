@@ -113,8 +113,8 @@ struct EngineOptions {
   int32_t max_running = 32;             // sequences in a step
   int32_t max_queued = 128;             // beyond: RESOURCE_EXHAUSTED
   int32_t prefill_chunk = 256;          // prompt tokens in a step, at most
-  // A step that computes prompts while others wait for their next token should take no longer: the
-  // chunk is made smaller, by measurement. 0: it is always prefill_chunk.
+  // A step that computes prompts should take no longer, so that who waits or comes does not wait
+  // longer: the chunk is made smaller, by measurement. 0: it is always prefill_chunk.
   double step_target_seconds = 0.05;
   bool prefix_cache = true;  // keep computed prompts and answers for requests that go on
   // Of requests that do not choose; kOff refuses those that do. With kDraftModel n-gram lookup can

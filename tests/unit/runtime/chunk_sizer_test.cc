@@ -26,10 +26,14 @@ int32_t Learn(ChunkSizer& sizer, const Machine& machine, int steps) {
   return sizer.Rows(4);
 }
 
-TEST(ChunkSizer, WholeChunksWhenNobodyWaits) {
+TEST(ChunkSizer, TheTargetAloneWhenNobodyWaits) {
+  const Machine machine;
   ChunkSizer sizer(256, 0.05);
-  Learn(sizer, {}, 20);
-  EXPECT_EQ(sizer.Rows(0), 256);
+  for (int i = 0; i < 5; ++i) sizer.Measured(0, 4, machine.Seconds(0, true));
+  Learn(sizer, machine, 20);
+  EXPECT_NEAR(sizer.Rows(0), 100, 2);
+  ChunkSizer off(256, std::numeric_limits<double>::infinity());
+  EXPECT_EQ(off.Rows(0), 256);
 }
 
 TEST(ChunkSizer, AStepTakesAboutTheTarget) {
