@@ -1,5 +1,6 @@
 // Which rows of prompts a step holds, and who shares them.
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "engine/runtime/scheduler.h"
@@ -33,11 +34,10 @@ void Scheduler::PlanPrefill() {
   int32_t score_budget = options_.extra_logit_rows - draft_rows_;
   // A tenant that decodes has its share of the step already: the prompts of those who do not go
   // first. A newcomer's prompt then has at least half of the time, see ChunkSizer.
-  const std::vector<Sequence*> decoding = planned_;
-  const auto new_here = [&decoding](const Sequence* sequence) {
-    return std::none_of(decoding.begin(), decoding.end(), [sequence](const Sequence* one) {
-      return one->account == sequence->account;
-    });
+  const auto new_here = [this, decoding = std::ssize(planned_)](const Sequence* sequence) {
+    return std::none_of(
+        planned_.begin(), planned_.begin() + decoding,
+        [sequence](const Sequence* one) { return one->account == sequence->account; });
   };
   const std::span<Sequence*> all(prefilling_);
   for (size_t begin = 0, end = 0; begin < all.size() && budget > 0; begin = end) {

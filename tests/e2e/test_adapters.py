@@ -217,7 +217,6 @@ def test_adapters_while_the_catalogue_is_gone(adapted, connect):
     before = answer("coder")
     victim = cluster.pid("modifiers")
     os.kill(victim, signal.SIGKILL)
-    # The supervisor starts it again; a moment later the decoder follows, so the gap is counted.
     assert answer("coder") == before, "what is resident needs no catalogue"
     eventually(lambda: cluster.pid("modifiers") != victim, "a new process", 60)
     eventually(lambda: cluster.value("decoder", "cogumi_adapter_catalogue_current") == 1,
