@@ -2,8 +2,6 @@
 
 #include <unistd.h>
 
-#include <cmath>
-#include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <utility>
@@ -81,13 +79,7 @@ absl::StatusOr<int> ServeInThisProcess(const SettingsSource& source,
   services::LogLine("serve", "draining: running streams finish, new ones are refused");
   gateway->host().StartDraining();
   gateway->OnDrain();
-  // A second signal cuts it short.
-  services::CallTracker& calls = gateway->host().runtime().calls;
-  constexpr double kSlice = 0.02;
-  const int64_t slices = std::llround(settings.gateway.server.drain_grace / kSlice);
-  for (int64_t i = 0; i < slices; ++i) {
-    if (calls.WaitIdle(kSlice) || signals.Wait(0) != 0) break;
-  }
+  services::WaitForCalls(gateway->host().runtime(), signals, settings.gateway.server.drain_grace);
   const absl::Status drained = gateway->host().Drain(0);
   decoder->OnDrain();
   return drained.ok() ? kExitOk : kExitFailure;

@@ -111,6 +111,9 @@ class SignalWaiter {
   int Wait(double seconds = -1);
 };
 
+// Until no call runs, `grace` seconds at most; another signal cuts it short.
+void WaitForCalls(ServiceRuntime& runtime, SignalWaiter& signals, double grace);
+
 struct ServiceMainOptions {
   std::string program;
   std::string description;

@@ -61,20 +61,6 @@ int Fail(const std::string& program, const absl::Status& status, int code) {
   return code;
 }
 
-// Running calls get their grace; another signal cuts it short.
-void WaitForCalls(RunningService& service, SignalWaiter& signals, double grace) {
-  CallTracker& calls = service.host().runtime().calls;
-  constexpr double kSlice = 0.02;
-  const int64_t slices = std::llround(grace / kSlice);
-  for (int64_t i = 0; i < slices; ++i) {
-    if (calls.WaitIdle(kSlice)) return;
-    if (signals.Wait(0) != 0) {
-      LogLine(service.host().runtime().name, "second signal: cutting off running calls");
-      return;
-    }
-  }
-}
-
 }  // namespace
 
 std::string FormatReadyLine(const ReadyLine& line) {
@@ -117,6 +103,18 @@ absl::StatusOr<ReadyLine> ParseReadyLine(std::string_view text) {
     return absl::InvalidArgumentError("ready line without service or pid");
   }
   return line;
+}
+
+void WaitForCalls(ServiceRuntime& runtime, SignalWaiter& signals, double grace) {
+  constexpr double kSlice = 0.02;
+  const int64_t slices = std::llround(grace / kSlice);
+  for (int64_t i = 0; i < slices; ++i) {
+    if (runtime.calls.WaitIdle(kSlice)) return;
+    if (signals.Wait(0) != 0) {
+      LogLine(runtime.name, "second signal: cutting off running calls");
+      return;
+    }
+  }
 }
 
 SignalWaiter::SignalWaiter() {
@@ -174,7 +172,7 @@ int ServiceMain(int argc, char** argv, const ServiceMainOptions& options) {
   LogLine(name, Cat("signal ", number, ": draining"));
   host.StartDraining();
   (*service)->OnDrain();
-  WaitForCalls(**service, signals, options.server->drain_grace);
+  WaitForCalls((*service)->host().runtime(), signals, options.server->drain_grace);
   const absl::Status drained = host.Drain(0);
   if (!options.server->ready_file.empty()) std::remove(options.server->ready_file.c_str());
   LogLine(name, drained.ok() ? "stopped" : Cat("stopped: ", drained.message()));
