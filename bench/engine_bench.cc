@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "bench/lib/bench_text.h"
 #include "bench/lib/machine.h"
 #include "bench/lib/model_cost.h"
 #include "bench/lib/model_speed.h"
@@ -21,6 +22,7 @@
 #include "engine/kernels/registry.h"
 #include "engine/model/model.h"
 #include "engine/model/weights.h"
+#include "engine/tokenizer/tokenizer.h"
 
 namespace cogumi::bench {
 namespace {
@@ -79,6 +81,13 @@ class MachineSpeed {
   std::vector<double> bandwidths_, barriers_, vnni_rates_;
 };
 
+// Empty for a model without a vocabulary (of random weights).
+std::vector<TokenId> TextOf(const GgufFile& file) {
+  const absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Create(file);
+  if (!tokenizer.ok()) return {};
+  return (*tokenizer)->Encode(BenchText(), false).ids;
+}
+
 absl::StatusOr<nlohmann::json> RunBench(const BenchOptions& options) {
   ASSIGN_OR_RETURN(const std::vector<SpeedTest> tests, SelectTests(options.tests));
   ASSIGN_OR_RETURN(const std::unique_ptr<GgufFile> file, GgufFile::Open(options.model_path));
@@ -104,7 +113,7 @@ absl::StatusOr<nlohmann::json> RunBench(const BenchOptions& options) {
   std::vector<SpeedTest> all = tests;
   all.push_back(warm_up);
   ASSIGN_OR_RETURN(const std::unique_ptr<SpeedRunner> runner,
-                   SpeedRunner::Create(model.get(), options.chunk, all));
+                   SpeedRunner::Create(model.get(), options.chunk, all, TextOf(*file)));
   RETURN_IF_ERROR(runner->Measure(warm_up).status());
   for (const SpeedTest& test : tests) {
     std::vector<double> rates;

@@ -24,13 +24,13 @@ const std::vector<SpeedTest>& KnownTests() {
 }
 
 absl::StatusOr<std::unique_ptr<SpeedRunner>> SpeedRunner::Create(
-    Model* model, int32_t chunk, const std::vector<SpeedTest>& tests) {
+    Model* model, int32_t chunk, const std::vector<SpeedTest>& tests, std::vector<TokenId> text) {
   int64_t pages = 1;
   for (const SpeedTest& test : tests) {
     pages = std::max(
         pages, int64_t{test.sequences} * KvCache::PagesFor(test.depth + test.steps * test.rows));
   }
-  std::unique_ptr<SpeedRunner> runner(new SpeedRunner(model, chunk));
+  std::unique_ptr<SpeedRunner> runner(new SpeedRunner(model, chunk, std::move(text)));
   const KvShape shape = model->kv_shape();
   const int64_t page_bytes = static_cast<int64_t>(shape.WideBytes() + shape.NarrowBytes());
   ASSIGN_OR_RETURN(runner->cache_, KvCache::Create(shape, pages * page_bytes));
@@ -41,8 +41,13 @@ int64_t SpeedRunner::KvBytes(const SpeedTest& test) const {
   return cache_->BytesFor(test.depth + test.steps * test.rows / 2);
 }
 
-// Any token costs the same; a fixed sequence (Knuth's MMIX generator) makes runs repeatable.
-TokenId SpeedRunner::NextToken() {
+TokenId SpeedRunner::NextToken(size_t sequence, int32_t position) {
+  if (!text_.empty()) {
+    // Sequences begin at places of their own.
+    constexpr size_t kApart = 37;
+    return text_[(sequence * kApart + static_cast<size_t>(position)) % text_.size()];
+  }
+  // A fixed sequence (Knuth's MMIX generator) makes runs repeatable.
   random_ = random_ * 6364136223846793005ULL + 1442695040888963407ULL;
   return static_cast<TokenId>((random_ >> 33) %
                               static_cast<uint64_t>(model_->config().vocabulary_size));
@@ -60,8 +65,11 @@ absl::Status SpeedRunner::Step(std::vector<KvSequence>& sequences, size_t first,
     step.first_position = sequence.length;
     RETURN_IF_ERROR(cache_->Extend(sequence, sequence.length + rows));
     for (int32_t row = 0; row < rows; ++row) {
-      if (all_logits || row == rows - 1) plan.logit_rows.push_back(plan.Rows());
-      plan.tokens.push_back(NextToken());
+      if (all_logits || row == rows - 1) {
+        plan.logit_rows.push_back(plan.Rows());
+        plan.logit_needs.push_back(LogitNeed::kTop);  // of a greedy answer
+      }
+      plan.tokens.push_back(NextToken(i, step.first_position + row));
       plan.roles.push_back(role);
     }
     plan.sequences.push_back(step);

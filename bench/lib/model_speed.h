@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -34,9 +35,11 @@ const std::vector<SpeedTest>& KnownTests();
 // Measures one model; keeps its cache between tests. The model must outlive it.
 class SpeedRunner {
  public:
-  // RESOURCE_EXHAUSTED when the cache for the largest of the tests cannot be had.
+  // `text`: what all sequences read, over and over; empty: any tokens. RESOURCE_EXHAUSTED when the
+  // cache for the largest of the tests cannot be had.
   static absl::StatusOr<std::unique_ptr<SpeedRunner>> Create(Model* model, int32_t chunk,
-                                                             const std::vector<SpeedTest>& tests);
+                                                             const std::vector<SpeedTest>& tests,
+                                                             std::vector<TokenId> text);
 
   // Seconds of the timed steps. A prompt longer than the chunk is divided.
   absl::StatusOr<double> Measure(const SpeedTest& test);
@@ -45,14 +48,17 @@ class SpeedRunner {
   int64_t KvBytes(const SpeedTest& test) const;
 
  private:
-  SpeedRunner(Model* model, int32_t chunk) : model_(model), chunk_(chunk) {}
+  SpeedRunner(Model* model, int32_t chunk, std::vector<TokenId> text)
+      : model_(model), chunk_(chunk), text_(std::move(text)) {}
   absl::Status Step(std::vector<KvSequence>& sequences, size_t first, size_t count, int32_t rows,
                     TokenRole role, bool all_logits);
   absl::Status Prompt(std::vector<KvSequence>& sequences, size_t index, int32_t tokens);
-  TokenId NextToken();
+  // At a place of a sequence.
+  TokenId NextToken(size_t sequence, int32_t position);
 
   Model* model_;
   const int32_t chunk_;
+  const std::vector<TokenId> text_;
   std::unique_ptr<KvCache> cache_;
   uint64_t random_ = 1;
 };

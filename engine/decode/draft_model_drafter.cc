@@ -31,8 +31,8 @@ DraftModelDrafter::DraftModelDrafter(std::unique_ptr<Model> model, std::unique_p
     : model_(std::move(model)), cache_(std::move(cache)), chunk_(chunk) {}
 
 int32_t DraftModelDrafter::Common(const State& state, const DraftContext& context) const {
-  const auto end = std::mismatch(state.tokens.begin(), state.tokens.end(),
-                                 context.tokens.begin(), context.tokens.end());
+  const auto end = std::mismatch(state.tokens.begin(), state.tokens.end(), context.tokens.begin(),
+                                 context.tokens.end());
   // The last token is computed again when need be: its logits are what a draft begins with.
   return std::min(static_cast<int32_t>(end.first - state.tokens.begin()),
                   static_cast<int32_t>(context.tokens.size()) - 1);
@@ -80,7 +80,7 @@ int32_t DraftModelDrafter::Propose(std::span<DraftOrder> orders) {
         continue;
       }
       AddRow(*active.order, *active.state, token);
-      plan_.logit_rows.push_back(plan_.Rows() - 1);
+      WantLogits(*active.order);
     }
     std::erase_if(active_, [](const Active& active) { return !active.drafts; });
   }
@@ -107,7 +107,7 @@ bool DraftModelDrafter::Begin(DraftOrder& order, int32_t& rows_left) {
   for (int32_t i = common; i < common + rows; ++i) {
     AddRow(order, state, context.tokens[static_cast<size_t>(i)]);
   }
-  if (drafts) plan_.logit_rows.push_back(plan_.Rows() - 1);
+  if (drafts) WantLogits(order);
   active_.push_back({&order, &state, drafts});
   return true;
 }
@@ -141,6 +141,11 @@ void DraftModelDrafter::AddRow(const DraftOrder& order, State& state, TokenId to
   const size_t index = static_cast<size_t>(position);
   plan_.roles.push_back(index < roles.size() ? roles[index] : TokenRole::kGenerated);
   state.tokens.push_back(token);
+}
+
+void DraftModelDrafter::WantLogits(const DraftOrder& order) {
+  plan_.logit_rows.push_back(plan_.Rows() - 1);
+  plan_.logit_needs.push_back(order.context.sampler->need());
 }
 
 bool DraftModelDrafter::Pass() {

@@ -55,6 +55,8 @@ class DraftModelDrafter : public Drafter {
   bool Begin(DraftOrder& order, int32_t& rows_left);
   bool Extend(State& state, int32_t length);
   void AddRow(const DraftOrder& order, State& state, TokenId token);
+  // Asks for the logits of the plan's last row.
+  void WantLogits(const DraftOrder& order);
   // Computes the plan and takes one token for every sequence that drafts.
   bool Pass();
   int32_t Common(const State& state, const DraftContext& context) const;

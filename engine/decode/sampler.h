@@ -40,6 +40,8 @@ class Sampler {
                                             const LogitSummary& summary, int32_t vocabulary,
                                             int32_t top, SamplerScratch& scratch);
 
+  // Without log-probabilities, the greedy choice among raw logits needs the largest alone.
+  LogitNeed need() const { return need_; }
   uint64_t seed() const { return seed_; }
 
  private:
@@ -56,6 +58,7 @@ class Sampler {
   const float repetition_;
   const int32_t top_logprobs_;
   const bool penalises_;
+  const LogitNeed need_;
   const std::vector<std::pair<TokenId, float>> bias_;
   // Tokens that penalties apply to, with how often the answer has them. Empty without penalties.
   std::unordered_map<TokenId, int32_t> seen_;

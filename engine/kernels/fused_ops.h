@@ -4,6 +4,11 @@
 //   T::SumOfSquares(x, n)                    in an order that depends on n only
 //   T::MatmulTile(w, panel, act, slot, n, tile)
 //                                            tile[n][32] = 32 outputs of n <= 64 slots of a kind
+//   T::ScanTile(w, panel, act, slot, n, tile)
+//                                            as MatmulTile, from the coarse part of a split matrix
+//   T::Reach(values, norms, spread, count, best, upper)
+//                                            largest of count <= 32 values, and of values + spread
+//                                            * norms; anything when one is NaN
 //   T::ShrinkBlock, T::ExpandRows            see lora_ops.h
 //   T::ToHalf(v, out)                        32 floats -> binary16
 //   T::Swiglu(gate, up, out)                 32 values
@@ -143,8 +148,11 @@ struct FusedOps {
       for (int s0 = 0, n; s0 < a.rows; s0 += n) {
         n = a.in->Run(s0, a.rows, kTileSlots);
         T::MatmulTile(w, panel, *a.in, s0, n, tile);
-        AddLora(a.lora, is_q ? LlamaLinear::kQ : is_v ? LlamaLinear::kV : LlamaLinear::kK, w, panel,
-                s0, n, tile);
+        AddLora(a.lora,
+                is_q   ? LlamaLinear::kQ
+                : is_v ? LlamaLinear::kV
+                       : LlamaLinear::kK,
+                w, panel, s0, n, tile);
         for (int r = 0; r < n; ++r) {
           float* v = tile + r * kPanelRows;
           const int row = a.in->Row(s0 + r);
@@ -204,13 +212,33 @@ struct FusedOps {
     for (int p = panel_begin; p < panel_end; ++p) {
       const int first = p * kPanelRows;
       const int count = a.w->rows - first < kPanelRows ? a.w->rows - first : kPanelRows;
-      for (int s0 = 0, n; s0 < a.rows; s0 += n) {
-        n = a.in->Run(s0, a.rows, kTileSlots);
+      for (int s0 = a.first, n; s0 < a.first + a.rows; s0 += n) {
+        n = a.in->Run(s0, a.first + a.rows, kTileSlots);
         T::MatmulTile(*a.w, p, *a.in, s0, n, tile);
         for (int r = 0; r < n; ++r) {
           std::memcpy(
               a.logits + static_cast<size_t>(s0 + r) * static_cast<size_t>(a.w->rows) + first,
               tile + r * kPanelRows, static_cast<size_t>(count) * sizeof(float));
+        }
+      }
+    }
+  }
+
+  static void ScanHead(const ScanHeadArgs& a, int panel_begin, int panel_end) {
+    alignas(64) float tile[kTileSlots * kPanelRows];
+    for (int p = panel_begin; p < panel_end; ++p) {
+      const int first = p * kPanelRows;
+      const int count = a.w->rows - first < kPanelRows ? a.w->rows - first : kPanelRows;
+      for (int s0 = 0, n; s0 < a.rows; s0 += n) {
+        n = a.in->Run(s0, a.rows, kTileSlots);
+        T::ScanTile(*a.w, p, *a.in, s0, n, tile);
+        for (int r = 0; r < n; ++r) {
+          const float* values = tile + r * kPanelRows;
+          const size_t row = static_cast<size_t>(s0 + r);
+          const size_t at = static_cast<size_t>(p) * static_cast<size_t>(a.rows) + row;
+          T::Reach(values, a.w->Norms(p), a.spread[row], count, a.best + at, a.upper + at);
+          std::memcpy(a.logits + row * static_cast<size_t>(a.w->rows) + first, values,
+                      static_cast<size_t>(count) * sizeof(float));
         }
       }
     }
@@ -227,6 +255,7 @@ struct FusedOps {
             ProjectResidual,
             GateUpSwiglu,
             Head,
+            ScanHead,
             T::Summarise,
             T::kVocabulary};
   }

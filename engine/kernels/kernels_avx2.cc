@@ -218,6 +218,91 @@ void RunMatmul(const PackedMatrix& w, int panel, const Activations& a, int slot,
   }
 }
 
+// The codes of a split matrix's record as those of an 8-bit one: eight tiles of rows 0-15, eight of
+// rows 16-31.
+struct SplitRecord {
+  alignas(64) uint8_t bytes[1024];
+
+  // Bytes of 32 bits that are set: `value`.
+  static __m256i Bits(const uint8_t* p, char value) {
+    int32_t bits;
+    __builtin_memcpy(&bits, p, 4);
+    const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2,
+                                            2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
+    const __m256i each = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201ULL));
+    const __m256i set =
+        _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(bits), spread), each);
+    return _mm256_and_si256(_mm256_cmpeq_epi8(set, each), _mm256_set1_epi8(value));
+  }
+
+  // `second`: the fine record, or with kCoarse the masks.
+  template <bool kCoarse>
+  void Fill(const uint8_t* record, const uint8_t* second) {
+    const __m256i upper = _mm256_set1_epi8(static_cast<char>(0xF0));
+    for (int t = 0; t < 8; ++t) {
+      for (int v = 0; v < 2; ++v) {
+        const auto load = [at = 64 * t + 32 * v](const uint8_t* p) {
+          return _mm256_load_si256(reinterpret_cast<const __m256i*>(p + at));
+        };
+        const __m256i x = load(record);
+        __m256i low = _mm256_and_si256(_mm256_slli_epi16(x, 4), upper);
+        __m256i high = _mm256_and_si256(x, upper);
+        if constexpr (kCoarse) {
+          const uint8_t* masks = second + 8 * t + 4 * v;
+          low = _mm256_or_si256(low, Bits(masks, 8));
+          high = _mm256_or_si256(high, Bits(masks + 64, 8));
+        } else {
+          const __m256i y = load(second);
+          low = _mm256_or_si256(low, _mm256_andnot_si256(upper, y));
+          high = _mm256_or_si256(high, _mm256_andnot_si256(upper, _mm256_srli_epi16(y, 4)));
+        }
+        _mm256_store_si256(reinterpret_cast<__m256i*>(bytes + 64 * t + 32 * v), low);
+        _mm256_store_si256(reinterpret_cast<__m256i*>(bytes + 512 + 64 * t + 32 * v), high);
+      }
+    }
+  }
+};
+
+// A split matrix, with kCoarse without its lower bits.
+template <bool kCoarse, bool kInt16>
+void RunSplit(const PackedMatrix& w, int panel, const Activations& a, int slot, int n,
+              float* tile) {
+  using Whole = Matmul<8, false, false, 32, kInt16>;
+  struct {
+    SplitRecord codes;
+    uint8_t scales[64];
+  } record;
+  static_assert(sizeof(record) == Whole::kRecord);
+  __builtin_memset(tile, 0, static_cast<size_t>(n) * kPanelRows * sizeof(float));
+  const int zero = kCoarse ? kCoarseZero : w.format.zero;
+  const uint8_t* p = w.Panel(panel);
+  const uint8_t* second = kCoarse ? w.Masks(panel) : w.Fine(panel);
+  for (size_t b = 0; b < w.Blocks(); ++b) {
+    record.codes.template Fill<kCoarse>(p, second);
+    __builtin_memcpy(record.scales, p + w.format.TileBytes(), sizeof(record.scales));
+    const int8_t* x = a.codes + a.CodeOffset(slot) + b * a.code_stride;
+    for (int c = 0; c < n; ++c, x += Whole::kBytes) {
+      __m256 total[4];
+      for (int v = 0; v < 4; ++v) total[v] = _mm256_load_ps(tile + c * 32 + v * 8);
+      Whole::template Step<0>(record.codes.bytes, x, a,
+                              b * a.slot_stride + static_cast<size_t>(slot + c), zero, total);
+      for (int v = 0; v < 4; ++v) _mm256_store_ps(tile + c * 32 + v * 8, total[v]);
+    }
+    p += w.format.RecordBytes();
+    second += kCoarse ? kMaskBytes : kFineBytes;
+  }
+}
+
+template <bool kCoarse>
+void RunSplit(const PackedMatrix& w, int panel, const Activations& a, int slot, int n,
+              float* tile) {
+  if (a.Wide(slot)) {
+    RunSplit<kCoarse, true>(w, panel, a, slot, n, tile);
+  } else {
+    RunSplit<kCoarse, false>(w, panel, a, slot, n, tile);
+  }
+}
+
 struct Avx2Tier : SimdOps<Avx2>, LoraSimd<Avx2> {
   static constexpr VocabularyOps kVocabulary = {BlockMaximaAvx2, SoftmaxWeightsAvx2};
   using Store = KvStore<Avx2>;
@@ -232,10 +317,16 @@ struct Avx2Tier : SimdOps<Avx2>, LoraSimd<Avx2> {
       if (f.f32_scales) return RunMatmul<4, true, true, 32>(w, panel, a, slot, n, tile);
       return RunMatmul<4, true, false, 32>(w, panel, a, slot, n, tile);
     }
+    if (f.split) return RunSplit<false>(w, panel, a, slot, n, tile);
     if (f.group == 16) return RunMatmul<8, false, true, 16>(w, panel, a, slot, n, tile);
     if (!f.has_minimum) return RunMatmul<8, false, false, 32>(w, panel, a, slot, n, tile);
     if (f.f32_scales) return RunMatmul<8, true, true, 32>(w, panel, a, slot, n, tile);
     return RunMatmul<8, true, false, 32>(w, panel, a, slot, n, tile);
+  }
+
+  static void ScanTile(const PackedMatrix& w, int panel, const Activations& a, int slot, int n,
+                       float* tile) {
+    RunSplit<true>(w, panel, a, slot, n, tile);
   }
 
   // The largest of eight integers, none negative.

@@ -88,8 +88,38 @@ size_t LonePrefetchBytes() {
   return bytes;
 }
 
-template <int kBits, bool kMinimum, bool kF32Scales, int kGroup>
+// Walks a panel's records.
+template <size_t kRecord>
+struct RecordCursor {
+  RecordCursor(const PackedMatrix& w, int panel) : p(w.Panel(panel)) {}
+  void Next() { p += kRecord; }
+  static void PrefetchSecond(size_t) {}
+  const uint8_t* p;
+};
+
+// Walks a second stream beside it, of so many bytes a record.
+template <size_t kRecord, size_t kSecond>
+struct PairCursor : RecordCursor<kRecord> {
+  PairCursor(const PackedMatrix& w, int panel, const uint8_t* stream)
+      : RecordCursor<kRecord>(w, panel), second(stream) {}
+  void Next() {
+    RecordCursor<kRecord>::Next();
+    second += kSecond;
+  }
+  __attribute__((always_inline)) void PrefetchSecond(size_t ahead) const {
+#pragma GCC unroll 8
+    for (size_t i = 0; i < kSecond; i += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(second + ahead + i), _MM_HINT_T1);
+    }
+  }
+  const uint8_t* second;
+};
+
+template <int kBits, bool kHasMinimum, bool kF32Scales, int kInputs>
 struct Format {
+  static constexpr bool kMinimum = kHasMinimum;
+  static int Zero(const PackedMatrix& w) { return w.format.zero; }
+  static constexpr int kGroup = kInputs;  // that share a scale
   static constexpr int kGroups = 32 / kGroup;
   static constexpr size_t kTiles = kBits == 4 ? 512 : 1024;
   static constexpr size_t kScaleStep = kF32Scales ? 64 : 32;  // of 16 rows
@@ -101,6 +131,8 @@ struct Format {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
 
+  using Cursor = RecordCursor<kRecord>;
+
   // A record in registers: codes of rows 0-15 and 16-31.
   struct Record {
     __m512i low[8];
@@ -108,7 +140,8 @@ struct Format {
     __m512 scale[kGroups][2];
     __m512 minimum[kGroups][2];
 
-    __attribute__((always_inline)) explicit Record(const uint8_t* p) {
+    __attribute__((always_inline)) explicit Record(const Cursor& cursor) {
+      const uint8_t* p = cursor.p;
       const __m512i nibble = _mm512_set1_epi8(15);
 #pragma GCC unroll 8
       for (int t = 0; t < 8; ++t) {
@@ -130,6 +163,81 @@ struct Format {
           if constexpr (kMinimum) minimum[g][h] = Scale(s + kScales);
         }
       }
+    }
+  };
+};
+
+// A split matrix (packed_matrix.h).
+struct SplitFormat {
+  static constexpr bool kMinimum = false;
+  static int Zero(const PackedMatrix& w) { return w.format.zero; }
+  static constexpr int kGroup = 32;
+  static constexpr size_t kRecord = 576;
+  struct Cursor : PairCursor<kRecord, kFineBytes> {
+    Cursor(const PackedMatrix& w, int panel) : PairCursor(w, panel, w.Fine(panel)) {}
+  };
+
+  struct Record {
+    __m512i low[8];
+    __m512i high[8];
+    __m512 scale[1][2];
+    __m512 minimum[1][2];
+
+    __attribute__((always_inline)) explicit Record(const Cursor& cursor) {
+      const __m512i upper = _mm512_set1_epi8(static_cast<char>(0xF0));
+      constexpr int kSelect = 0xCA;  // where `upper` is set the second operand, else the third
+#pragma GCC unroll 8
+      for (int t = 0; t < 8; ++t) {
+        const __m512i x = _mm512_load_si512(cursor.p + t * 64);
+        const __m512i y = _mm512_load_si512(cursor.second + t * 64);
+        low[t] = _mm512_ternarylogic_epi32(upper, _mm512_slli_epi16(x, 4), y, kSelect);
+        high[t] = _mm512_ternarylogic_epi32(upper, x, _mm512_srli_epi16(y, 4), kSelect);
+      }
+      LoadScales(cursor.p, scale[0]);
+    }
+  };
+
+  __attribute__((always_inline)) static void LoadScales(const uint8_t* record, __m512* scale) {
+    for (int h = 0; h < 2; ++h) {
+      scale[h] = _mm512_cvtph_ps(
+          _mm256_load_si256(reinterpret_cast<const __m256i*>(record + 512 + 32 * h)));
+    }
+  }
+};
+
+// The same without its lower bits.
+struct CoarseFormat {
+  static constexpr bool kMinimum = false;
+  static int Zero(const PackedMatrix&) { return kCoarseZero; }
+  static constexpr int kGroup = 32;
+  static constexpr size_t kRecord = SplitFormat::kRecord;
+  struct Cursor : PairCursor<kRecord, kMaskBytes> {
+    Cursor(const PackedMatrix& w, int panel) : PairCursor(w, panel, w.Masks(panel)) {}
+  };
+
+  struct Record {
+    __m512i low[8];
+    __m512i high[8];
+    __m512 scale[1][2];
+    __m512 minimum[1][2];
+
+    __attribute__((always_inline)) explicit Record(const Cursor& cursor) {
+      const __m512i upper = _mm512_set1_epi8(static_cast<char>(0xF0));
+      const __m512i third = _mm512_set1_epi8(8);
+#pragma GCC unroll 8
+      for (int t = 0; t < 8; ++t) {
+        const __m512i x = _mm512_load_si512(cursor.p + t * 64);
+        const __m512i y = _mm512_and_si512(_mm512_slli_epi16(x, 4), upper);
+        const __m512i z = _mm512_and_si512(x, upper);
+        low[t] = _mm512_mask_add_epi8(y, Mask(cursor.second + 8 * t), y, third);
+        high[t] = _mm512_mask_add_epi8(z, Mask(cursor.second + 64 + 8 * t), z, third);
+      }
+      SplitFormat::LoadScales(cursor.p, scale[0]);
+    }
+    static __mmask64 Mask(const uint8_t* p) {
+      uint64_t bits;
+      __builtin_memcpy(&bits, p, 8);
+      return bits;
     }
   };
 };
@@ -156,11 +264,13 @@ __attribute__((always_inline)) inline void AddDots(const __m512i* low, const __m
 }
 
 // U activation rows against one record; sums in `low` and `high` (rows 0-15 and 16-31).
-template <class Fmt, bool kMinimum, bool kInt16, int kGroup, int U>
+template <class Fmt, bool kInt16, int U>
 __attribute__((always_inline)) inline void Step(const typename Fmt::Record& w, const Activations& a,
                                                 size_t code_at, size_t slot_at, int zero,
                                                 __m512* low, __m512* high) {
   constexpr int kBytes = kInt16 ? 64 : 32;
+  constexpr bool kMinimum = Fmt::kMinimum;
+  constexpr int kGroup = Fmt::kGroup;
   constexpr int kTiles = kGroup / 4;
   const int8_t* x = a.codes + code_at;
 #pragma GCC unroll 2
@@ -213,33 +323,33 @@ __attribute__((always_inline)) inline void Step(const typename Fmt::Record& w, c
   }
 }
 
-template <int kBits, bool kMinimum, bool kF32Scales, int kGroup, bool kInt16>
+template <class Fmt, bool kInt16>
 struct Matmul {
-  using Fmt = Format<kBits, kMinimum, kF32Scales, kGroup>;
   static constexpr size_t kBytes = kInt16 ? 64 : 32;
 
   // A few rows: sums stay in registers.
   template <int U>
   static __attribute__((noinline)) void Few(const PackedMatrix& w, int panel, const Activations& a,
                                             int slot, float* tile) {
-    const uint8_t* p = w.Panel(panel);
+    typename Fmt::Cursor at(w, panel);
     const int blocks = w.inputs / kBlockInputs;
-    const int zero = w.format.zero;
+    const int zero = Fmt::Zero(w);
     const size_t ahead = U > 1 ? kPrefetchBytes : LonePrefetchBytes();
     __m512 low[U];
     __m512 high[U];
     for (int u = 0; u < U; ++u) low[u] = high[u] = _mm512_setzero_ps();
     size_t code_at = a.CodeOffset(slot);
     size_t slot_at = static_cast<size_t>(slot);
-    for (int b = 0; b < blocks; ++b, p += Fmt::kRecord) {
+    for (int b = 0; b < blocks; ++b, at.Next()) {
       if (ahead != 0) {
 #pragma GCC unroll 20
         for (size_t i = 0; i < Fmt::kRecord; i += 64) {
-          _mm_prefetch(reinterpret_cast<const char*>(p + ahead + i), _MM_HINT_T1);
+          _mm_prefetch(reinterpret_cast<const char*>(at.p + ahead + i), _MM_HINT_T1);
         }
+        at.PrefetchSecond(ahead);
       }
-      const typename Fmt::Record record(p);
-      Step<Fmt, kMinimum, kInt16, kGroup, U>(record, a, code_at, slot_at, zero, low, high);
+      const typename Fmt::Record record(at);
+      Step<Fmt, kInt16, U>(record, a, code_at, slot_at, zero, low, high);
       code_at += a.code_stride;
       slot_at += a.slot_stride;
     }
@@ -261,7 +371,7 @@ struct Matmul {
       low[u] = _mm512_load_ps(tile + u * 32);
       high[u] = _mm512_load_ps(tile + u * 32 + 16);
     }
-    Step<Fmt, kMinimum, kInt16, kGroup, U>(record, a, code_at, slot_at, zero, low, high);
+    Step<Fmt, kInt16, U>(record, a, code_at, slot_at, zero, low, high);
 #pragma GCC unroll 8
     for (int u = 0; u < U; ++u) {
       _mm512_store_ps(tile + u * 32, low[u]);
@@ -279,16 +389,17 @@ struct Matmul {
   // Many rows: a record's weights stay in registers, sums in L1.
   static __attribute__((noinline)) void Many(const PackedMatrix& w, int panel, const Activations& a,
                                              int slot, int n, float* tile) {
-    const uint8_t* p = w.Panel(panel);
+    typename Fmt::Cursor cursor(w, panel);
     const int blocks = w.inputs / kBlockInputs;
-    const int zero = w.format.zero;
+    const int zero = Fmt::Zero(w);
     __builtin_memset(tile, 0, static_cast<size_t>(n) * 128);
     const int lines = static_cast<int>(Fmt::kRecord / 64) * kMostTogether / n + 1;
     size_t code_at = a.CodeOffset(slot);
     size_t slot_at = static_cast<size_t>(slot);
-    for (int b = 0; b < blocks; ++b, p += Fmt::kRecord) {
-      const typename Fmt::Record record(p);
-      const uint8_t* ahead = p + kPrefetchBytes;
+    for (int b = 0; b < blocks; ++b, cursor.Next()) {
+      const typename Fmt::Record record(cursor);
+      const uint8_t* ahead = cursor.p + kPrefetchBytes;
+      cursor.PrefetchSecond(kPrefetchBytes);
       const uint8_t* ahead_end = ahead + Fmt::kRecord;
       for (int c = 0; c < n;) {
         for (int i = 0; i < lines && ahead < ahead_end; ++i, ahead += 64) {
@@ -338,13 +449,13 @@ struct Matmul {
   }
 };
 
-template <int kBits, bool kMinimum, bool kF32Scales, int kGroup>
+template <class Fmt>
 void RunMatmul(const PackedMatrix& w, int panel, const Activations& a, int slot, int n,
                float* tile) {
   if (a.Wide(slot)) {
-    Matmul<kBits, kMinimum, kF32Scales, kGroup, true>::Run(w, panel, a, slot, n, tile);
+    Matmul<Fmt, true>::Run(w, panel, a, slot, n, tile);
   } else {
-    Matmul<kBits, kMinimum, kF32Scales, kGroup, false>::Run(w, panel, a, slot, n, tile);
+    Matmul<Fmt, false>::Run(w, panel, a, slot, n, tile);
   }
 }
 
@@ -358,14 +469,20 @@ struct Avx512Vnni : SimdOps<Avx512>, LoraSimd<Avx512> {
     const WeightFormat& f = w.format;
     if (f.kind != WeightKind::kQuantised) return MatmulFloat(w, panel, a, slot, n, tile);
     if (f.bits == 4) {
-      if (!f.has_minimum) return RunMatmul<4, false, false, 32>(w, panel, a, slot, n, tile);
-      if (f.f32_scales) return RunMatmul<4, true, true, 32>(w, panel, a, slot, n, tile);
-      return RunMatmul<4, true, false, 32>(w, panel, a, slot, n, tile);
+      if (!f.has_minimum) return RunMatmul<Format<4, false, false, 32>>(w, panel, a, slot, n, tile);
+      if (f.f32_scales) return RunMatmul<Format<4, true, true, 32>>(w, panel, a, slot, n, tile);
+      return RunMatmul<Format<4, true, false, 32>>(w, panel, a, slot, n, tile);
     }
-    if (f.group == 16) return RunMatmul<8, false, true, 16>(w, panel, a, slot, n, tile);
-    if (!f.has_minimum) return RunMatmul<8, false, false, 32>(w, panel, a, slot, n, tile);
-    if (f.f32_scales) return RunMatmul<8, true, true, 32>(w, panel, a, slot, n, tile);
-    return RunMatmul<8, true, false, 32>(w, panel, a, slot, n, tile);
+    if (f.split) return RunMatmul<SplitFormat>(w, panel, a, slot, n, tile);
+    if (f.group == 16) return RunMatmul<Format<8, false, true, 16>>(w, panel, a, slot, n, tile);
+    if (!f.has_minimum) return RunMatmul<Format<8, false, false, 32>>(w, panel, a, slot, n, tile);
+    if (f.f32_scales) return RunMatmul<Format<8, true, true, 32>>(w, panel, a, slot, n, tile);
+    return RunMatmul<Format<8, true, false, 32>>(w, panel, a, slot, n, tile);
+  }
+
+  static void ScanTile(const PackedMatrix& w, int panel, const Activations& a, int slot, int n,
+                       float* tile) {
+    RunMatmul<CoarseFormat>(w, panel, a, slot, n, tile);
   }
 
   static void StoreBlock(Activations& a, int block, int slot, const float* v, int n) {
@@ -379,10 +496,9 @@ struct Avx512Vnni : SimdOps<Avx512>, LoraSimd<Avx512> {
     }
     if (!a.want_quantised) return;
     const bool wide = a.Wide(slot);
-    const BlockScale scale =
-        ScaleOfBlock(wide, _mm512_reduce_max_epu32(_mm512_max_epu32(
-                            _mm512_castps_si512(_mm512_abs_ps(x)),
-                            _mm512_castps_si512(_mm512_abs_ps(y)))));
+    const BlockScale scale = ScaleOfBlock(
+        wide, _mm512_reduce_max_epu32(_mm512_max_epu32(_mm512_castps_si512(_mm512_abs_ps(x)),
+                                                       _mm512_castps_si512(_mm512_abs_ps(y)))));
     if (!scale.finite) [[unlikely]] {
       x = _mm512_setzero_ps();
       y = _mm512_setzero_ps();

@@ -26,10 +26,9 @@ struct ReferenceAttention {
         const RowContext& context = a.context[queries.Row(i)];
         const int head = queries.Head(i);
         const int kv_head = head / (a.heads / a.kv.kv_heads);
-        const float* q =
-            a.q + (static_cast<size_t>(queries.Row(i)) * static_cast<size_t>(a.heads) +
-                   static_cast<size_t>(head)) *
-                      dim;
+        const float* q = a.q + (static_cast<size_t>(queries.Row(i)) * static_cast<size_t>(a.heads) +
+                                static_cast<size_t>(head)) *
+                                   dim;
         float turned[kMaxHeadDim];
         std::memcpy(turned, q, dim * sizeof(float));
         if (a.kv.rotated_k) Hadamard(turned, a.kv.head_dim);
@@ -64,8 +63,7 @@ struct ReferenceAttention {
     }
 
     // Of K or V at a position as the query sees it.
-    float Element(const RowContext& context, int position, int kv_head, size_t d,
-                  bool is_v) const {
+    float Element(const RowContext& context, int position, int kv_head, size_t d, bool is_v) const {
       const KvLayout& kv = a.kv;
       const KvPageView& page = context.pages[position / 64];
       const size_t slot = static_cast<size_t>(position % 64);
@@ -156,14 +154,31 @@ struct Reference {
     for (int i = 0; i < kPanelRows; ++i) out[i] = FloatToHalf(v[i]);
   }
 
-  // The weights of one record as codes [32 inputs][32 rows].
-  static void Codes(const WeightFormat& f, const uint8_t* record, int32_t* codes) {
+  // The weights of a panel's record as codes [32 inputs][32 rows]; `coarse`: of a split matrix
+  // without their lower bits.
+  static void Codes(const PackedMatrix& w, int panel, size_t block, bool coarse, int32_t* codes) {
+    const WeightFormat& f = w.format;
+    const uint8_t* record = w.Panel(panel) + block * f.RecordBytes();
+    const uint8_t* masks = f.split ? w.Masks(panel) + block * kMaskBytes : nullptr;
+    const uint8_t* fine = f.split ? w.Fine(panel) + block * kFineBytes : nullptr;
     for (int i = 0; i < kBlockInputs; ++i) {
-      const uint8_t* tile = record + (i / 4) * 64;
-      for (int r = 0; r < 16; ++r) {
-        const uint8_t byte = tile[4 * r + i % 4];
-        codes[i * 32 + r] = f.bits == 4 ? byte & 15 : byte;
-        codes[i * 32 + 16 + r] = f.bits == 4 ? byte >> 4 : tile[512 + 4 * r + i % 4];
+      const int tile = i / 4 * 64;
+      for (int r = 0; r < kPanelRows; ++r) {
+        const int byte = 4 * (r % 16) + i % 4;
+        const int shift = r < 16 ? 0 : 4;
+        int code;
+        if (f.TileBytes() == 512) {
+          code = record[tile + byte] >> shift & 15;
+        } else {
+          code = record[tile + byte + r / 16 * 512];
+        }
+        if (f.split && coarse) {
+          const int mask = masks[r / 16 * 64 + i / 4 * 8 + byte / 8];
+          code = code << 4 | (mask >> byte % 8 & 1) << 3;
+        } else if (f.split) {
+          code = code << 4 | (fine[tile + byte] >> shift & 15);
+        }
+        codes[i * 32 + r] = code;
       }
     }
   }
@@ -181,15 +196,16 @@ struct Reference {
   }
 
   static void MatmulQuantised(const PackedMatrix& w, int panel, const Activations& a, int slot,
-                              int n, float* tile) {
+                              int n, float* tile, bool coarse = false) {
     const WeightFormat& f = w.format;
+    const int zero = coarse ? kCoarseZero : f.zero;
     const bool wide = a.Wide(slot);
     int32_t codes[32 * 32];
     float scale[64];
     float minimum[64] = {};
     const uint8_t* record = w.Panel(panel);
     for (int b = 0; b < w.inputs / kBlockInputs; ++b, record += f.RecordBytes()) {
-      Codes(f, record, codes);
+      Codes(w, panel, static_cast<size_t>(b), coarse, codes);
       Scales(f, record + f.TileBytes(), scale);
       if (f.has_minimum) Scales(f, record + f.TileBytes() + f.ScaleBytes(), minimum);
       for (int c = 0; c < n; ++c) {
@@ -204,7 +220,7 @@ struct Reference {
             for (int r = 0; r < 32; ++r) dot[r] += code * codes[i * 32 + r];
           }
           for (int r = 0; r < 32; ++r) {
-            const float whole = static_cast<float>(dot[r] - f.zero * sum) * x_scale;
+            const float whole = static_cast<float>(dot[r] - zero * sum) * x_scale;
             float& out = tile[c * 32 + r];
             out += whole * scale[g * 32 + r];
             if (f.has_minimum) out += minimum[g * 32 + r] * (x_scale * static_cast<float>(sum));
@@ -226,7 +242,7 @@ struct Reference {
     for (int k0 = 0; k0 < w.inputs; k0 += 32) {
       const int m = w.inputs - k0 < 32 ? w.inputs - k0 : 32;
       if (f.kind == WeightKind::kQuantised) {
-        Codes(f, data, codes);
+        Codes(w, panel, static_cast<size_t>(k0 / 32), false, codes);
         Scales(f, data + f.TileBytes(), scale);
         if (f.has_minimum) Scales(f, data + f.TileBytes() + f.ScaleBytes(), minimum);
         data += f.RecordBytes();
@@ -267,6 +283,22 @@ struct Reference {
       MatmulQuantised(w, panel, a, slot, n, tile);
     } else {
       MatmulFloat(w, panel, a, slot, n, tile);
+    }
+  }
+
+  static void ScanTile(const PackedMatrix& w, int panel, const Activations& a, int slot, int n,
+                       float* tile) {
+    std::memset(tile, 0, static_cast<size_t>(n) * 32 * sizeof(float));
+    MatmulQuantised(w, panel, a, slot, n, tile, /*coarse=*/true);
+  }
+
+  static void Reach(const float* values, const float* norms, float spread, int count, float* best,
+                    float* upper) {
+    *best = -INFINITY;
+    *upper = -INFINITY;
+    for (int i = 0; i < count; ++i) {
+      *best = std::fmax(*best, values[i]);
+      *upper = std::fmax(*upper, values[i] + spread * norms[i]);
     }
   }
 

@@ -118,12 +118,26 @@ struct GateUpSwigluArgs {
   const LoraSlots* lora = nullptr;
 };
 
-// logits = W in. [slots][W rows]
+// logits = W in, of slots [first, first + rows). [slots][W rows]
 struct HeadArgs {
   const PackedMatrix* w = nullptr;
   const Activations* in = nullptr;
   int rows = 0;
   float* logits = nullptr;
+  int first = 0;
+};
+
+// Estimates of W in for a split W from its coarse part, and per panel and slot their maximum and
+// the largest value that a logit can have.
+struct ScanHeadArgs {
+  const PackedMatrix* w = nullptr;
+  const Activations* in = nullptr;
+  int rows = 0;
+  // How far a slot's estimates may be off, per norm of a weight row (PackedMatrix::Norms). [rows]
+  const float* spread = nullptr;
+  float* logits = nullptr;  // [slots][W rows]
+  float* best = nullptr;    // [panels][rows]
+  float* upper = nullptr;   // [panels][rows]
 };
 
 // Partial statistics of a fixed chunk of a row of logits.
@@ -148,6 +162,7 @@ struct KernelTable {
   void (*project_residual)(const ProjectResidualArgs&, int panel_begin, int panel_end);
   void (*gate_up_swiglu)(const GateUpSwigluArgs&, int panel_begin, int panel_end);
   void (*head)(const HeadArgs&, int panel_begin, int panel_end);
+  void (*scan_head)(const ScanHeadArgs&, int panel_begin, int panel_end);
   LogitPartial (*summarise)(const float* logits, int first, int count);
   VocabularyOps vocabulary;  // of sampling
 };

@@ -40,15 +40,20 @@ void UnpackRow(const PackedMatrix& matrix, int row, float* out) {
     }
     return;
   }
+  const uint8_t* fine = f.split ? matrix.Fine(row / kPanelRows) : nullptr;
   for (int b = 0; b < matrix.inputs / kBlockInputs; ++b, panel += f.RecordBytes()) {
     const uint8_t* scales = panel + f.TileBytes();
     for (int i = 0; i < kBlockInputs; ++i) {
       const int tile = i / 4;
       const int byte = (r % 16) * 4 + i % 4;
       int code;
-      if (f.bits == 4) {
-        const uint8_t two = panel[tile * 64 + byte];
-        code = r < 16 ? two & 15 : two >> 4;
+      if (f.TileBytes() == 512) {
+        const int shift = r < 16 ? 0 : 4;
+        code = panel[tile * 64 + byte] >> shift & 15;
+        if (f.split) {
+          const size_t at = static_cast<size_t>(b) * kFineBytes;
+          code = code << 4 | (fine[at + static_cast<size_t>(tile * 64 + byte)] >> shift & 15);
+        }
       } else {
         code = panel[(r / 16) * 512 + tile * 64 + byte];
       }

@@ -124,6 +124,20 @@ struct SimdOps {
     }
   }
 
+  static void Reach(const float* values, const float* norms, float spread, int count, float* best,
+                    float* upper) {
+    F largest = S::Set(-INFINITY);
+    F furthest = S::Set(-INFINITY);
+    for (int i = 0; i < count; i += kLanes) {
+      const F v = S::Load(values + i);
+      const F end = S::Fma(S::Load(norms + i), S::Set(spread), v);
+      largest = S::Max(largest, S::KeepFirst(v, count - i, -INFINITY));
+      furthest = S::Max(furthest, S::KeepFirst(end, count - i, -INFINITY));
+    }
+    *best = S::ReduceMax(largest);
+    *upper = S::ReduceMax(furthest);
+  }
+
   static LogitPartial Summarise(const float* logits, int first, int count) {
     const float* x = logits + first;
     LogitPartial s;

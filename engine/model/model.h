@@ -64,6 +64,7 @@ class Model {
   virtual absl::Status Forward(const StepPlan& plan, KvCache& cache) = 0;
 
   // Of the last Forward; valid until the next. index: into plan.logit_rows. [vocabulary]
+  // A row that needs LogitNeed::kTop may have estimates, see there.
   virtual const float* Logits(int32_t index) const = 0;
   virtual const LogitSummary& Summary(int32_t index) const = 0;
 };

@@ -1,5 +1,6 @@
 #include "engine/model/packing.h"
 
+#include <cmath>
 #include <cstring>
 
 #include "engine/core/half.h"
@@ -176,6 +177,38 @@ void PackFloatPanel(const std::byte* data, const PackedMatrix& m, size_t element
   }
 }
 
+// Rows r and r + 16 of a split matrix's record.
+void StoreSplit(const Block* pair, int r, uint8_t* coarse, uint8_t* masks, uint8_t* fine) {
+  constexpr uint32_t kNibbles = 0x0F0F0F0Fu;
+  for (int t = 0; t < 8; ++t) {
+    const uint32_t low = pair[0].codes[t];
+    const uint32_t high = pair[1].codes[t];
+    const uint32_t upper = (low >> 4 & kNibbles) | (high & ~kNibbles);
+    const uint32_t lower = (low & kNibbles) | (high & kNibbles) << 4;
+    std::memcpy(coarse + t * 64 + r * 4, &upper, 4);
+    std::memcpy(fine + t * 64 + r * 4, &lower, 4);
+    for (int h = 0; h < 2; ++h) {
+      // Bits 3, 11, 19 and 27, side by side.
+      const uint32_t bits = (pair[h].codes[t] >> 3 & 0x01010101u) * 0x01020408u >> 24;
+      uint8_t& mask = masks[64 * h + 8 * t + r / 2];
+      mask = static_cast<uint8_t>(mask | bits << (r % 2 * 4));
+    }
+  }
+}
+
+// Norms of the scales of a split matrix's panel.
+void StoreNorms(const PackedMatrix& m, int panel) {
+  for (int r = 0; r < kPanelRows; ++r) {
+    double squares = 0;
+    for (size_t b = 0; b < m.Blocks(); ++b) {
+      const uint8_t* scales = m.Panel(panel) + b * m.format.RecordBytes() + m.format.TileBytes();
+      const double scale = static_cast<double>(HalfToFloat(Half(scales + 2 * r)));
+      squares += scale * scale;
+    }
+    m.Norms(panel)[r] = static_cast<float>(std::sqrt(squares));
+  }
+}
+
 }  // namespace
 
 WeightFormat PackedFormatOf(GgmlType type) {
@@ -207,6 +240,12 @@ WeightFormat PackedFormatOf(GgmlType type) {
   return {};
 }
 
+WeightFormat PackedHeadFormatOf(GgmlType type) {
+  WeightFormat format = PackedFormatOf(type);
+  format.split = type == GgmlType::kQ8_0;
+  return format;
+}
+
 void PackPanel(GgmlType type, const std::byte* tensor_data, const PackedMatrix& m, int panel) {
   uint8_t* out = m.data + static_cast<size_t>(panel) * m.PanelBytes();
   const WeightFormat& f = m.format;
@@ -233,6 +272,12 @@ void PackPanel(GgmlType type, const std::byte* tensor_data, const PackedMatrix& 
         }
         StoreScales(f, pair[h], r + 16 * h, record);
       }
+      if (f.split) {
+        const size_t at = static_cast<size_t>(b);
+        StoreSplit(pair, r, record, m.Masks(panel) + at * kMaskBytes,
+                   m.Fine(panel) + at * kFineBytes);
+        continue;
+      }
       for (int t = 0; t < 8; ++t) {
         uint8_t* tile = record + t * 64 + r * 4;
         if (f.bits == 4) {
@@ -245,6 +290,7 @@ void PackPanel(GgmlType type, const std::byte* tensor_data, const PackedMatrix& 
       }
     }
   }
+  if (f.split) StoreNorms(m, panel);
 }
 
 }  // namespace cogumi

@@ -11,8 +11,11 @@ namespace cogumi {
 // The layout that holds every value of the type exactly. K-quants get float32 scales: the product
 // of a super-block's fp16 scale and a 6-bit (Q6_K: 8-bit) factor needs 17 (19) bits.
 WeightFormat PackedFormatOf(GgmlType type);
+// The same for a head, whose lower bits are not always read.
+WeightFormat PackedHeadFormatOf(GgmlType type);
 
-// Writes panel `panel` of `matrix` (whose format is PackedFormatOf(type)) from the tensor's rows.
+// Writes panel `panel` of `matrix` (whose format is one of the two) from the tensor's rows. A split
+// matrix's memory is zero before.
 void PackPanel(GgmlType type, const std::byte* tensor_data, const PackedMatrix& matrix, int panel);
 
 }  // namespace cogumi

@@ -20,11 +20,21 @@ struct StepSequence {
   int32_t adapter = -1;
 };
 
+// What of a row's logits is wanted.
+enum class LogitNeed : uint8_t {
+  kAll,
+  // The largest and its token: these as with kAll. The others are no larger; they and what a
+  // summary says of them (second, log_sum_exp, entropy) may be estimates, depending on the rest of
+  // the step.
+  kTop,
+};
+
 struct StepPlan {
   std::vector<TokenId> tokens;          // [rows]
   std::vector<TokenRole> roles;         // [rows]
   std::vector<StepSequence> sequences;  // in row order, covering all rows
   std::vector<int32_t> logit_rows;      // ascending row indices whose logits are wanted
+  std::vector<LogitNeed> logit_needs;   // [logit_rows]; empty: all of all
 
   int32_t Rows() const { return static_cast<int32_t>(tokens.size()); }
 };

@@ -14,6 +14,7 @@
 #include "engine/kernels/registry.h"
 #include "engine/model/activation_buffer.h"
 #include "engine/model/adapter_table.h"
+#include "engine/model/certified_head.h"
 #include "engine/model/model.h"
 #include "engine/model/weights.h"
 
@@ -82,6 +83,9 @@ class Transformer final : public Model {
     }
     logits_.resize(static_cast<size_t>(options.max_logit_rows) *
                    static_cast<size_t>(config_.vocabulary_size));
+    if (weights_->head.format.split) {
+      certified_ = std::make_unique<CertifiedHead>(kernels_, weights_->head);
+    }
     summaries_.resize(static_cast<size_t>(options.max_logit_rows));
     const int chunks = (config_.vocabulary_size + kSummaryChunk - 1) / kSummaryChunk;
     partials_.resize(static_cast<size_t>(options.max_logit_rows) * static_cast<size_t>(chunks));
@@ -132,6 +136,9 @@ class Transformer final : public Model {
     if (static_cast<int>(plan.roles.size()) != rows) return bad(plan.roles.size(), " roles");
     if (plan.logit_rows.size() > static_cast<size_t>(options_.max_logit_rows)) {
       return bad(plan.logit_rows.size(), " logit rows, limit ", options_.max_logit_rows);
+    }
+    if (!plan.logit_needs.empty() && plan.logit_needs.size() != plan.logit_rows.size()) {
+      return bad(plan.logit_needs.size(), " needs of ", plan.logit_rows.size(), " logit rows");
     }
     int32_t previous = -1;
     for (const int32_t row : plan.logit_rows) {
@@ -542,8 +549,12 @@ class Transformer final : public Model {
     head.w = &weights_->head;
     head.rows = wanted;
     head.logits = logits_.data();
-    pool_.ForEach(weights_->head.Panels(), thread,
-                  [&](int begin, int end) { kernels_.head(head, begin, end); });
+    if (Certifies(plan)) {
+      certified_->Run(pool_, thread, *head.in, wanted, logits_.data());
+    } else {
+      pool_.ForEach(weights_->head.Panels(), thread,
+                    [&](int begin, int end) { kernels_.head(head, begin, end); });
+    }
     const int chunks = (config_.vocabulary_size + kSummaryChunk - 1) / kSummaryChunk;
     const auto [begin, end] = pool_.Share(wanted * chunks, thread);
     for (int i = begin; i < end; ++i) {
@@ -551,6 +562,13 @@ class Transformer final : public Model {
       partials_[static_cast<size_t>(i)] = kernels_.summarise(
           Logits(i / chunks), first, std::min(kSummaryChunk, config_.vocabulary_size - first));
     }
+  }
+
+  // A row that needs all logits reads the whole head for the others too.
+  bool Certifies(const StepPlan& plan) const {
+    return certified_ != nullptr && plan.logit_rows.size() <= CertifiedHead::kMostRows &&
+           std::count(plan.logit_needs.begin(), plan.logit_needs.end(), LogitNeed::kTop) ==
+               static_cast<std::ptrdiff_t>(plan.logit_rows.size());
   }
 
   void MergeSummaries(int wanted) {
@@ -617,6 +635,7 @@ class Transformer final : public Model {
   ActivationBuffer shared_, ffn_;
   std::vector<Activations> shared_views_;  // of shared_, one a thread
   std::vector<ActivationBuffer> private_;
+  std::unique_ptr<CertifiedHead> certified_;  // null: the head is not split
   std::vector<float> logits_;
   std::vector<LogitPartial> partials_;
   std::vector<LogitSummary> summaries_;
@@ -658,7 +677,7 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const GgufFile& file,
   if (options.table != nullptr) kernels = options.table;
   ASSIGN_OR_RETURN(ModelConfig config, ModelConfig::FromGguf(file));
   RETURN_IF_ERROR(CheckScratch(config, options, pool->size()));
-  ASSIGN_OR_RETURN(std::unique_ptr<Weights> weights, Weights::Load(file, config, pool));
+  ASSIGN_OR_RETURN(std::unique_ptr<Weights> weights, Weights::Load(file, config, !exact, pool));
   return std::unique_ptr<Model>(
       new Transformer(std::move(config), options, kernels, std::move(weights), pool));
 }

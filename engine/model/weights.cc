@@ -26,9 +26,10 @@ class Loader {
  public:
   Loader(const GgufFile& file, const ModelConfig& config) : file_(file), config_(config) {}
 
-  absl::Status Matrix(const std::string& name, int rows, int inputs, PackedMatrix* out) {
+  absl::Status Matrix(const std::string& name, int rows, int inputs, PackedMatrix* out,
+                      bool split = false) {
     ASSIGN_OR_RETURN(const GgufTensor* tensor, Expect(name, {inputs, rows}));
-    out->format = PackedFormatOf(tensor->type);
+    out->format = split ? PackedHeadFormatOf(tensor->type) : PackedFormatOf(tensor->type);
     out->rows = rows;
     out->inputs = inputs;
     bytes_ += Arena::Rounded(out->Bytes());
@@ -133,7 +134,7 @@ int64_t BytesPerToken(const GgufFile& file) {
 }
 
 absl::StatusOr<std::unique_ptr<Weights>> Weights::Load(const GgufFile& file,
-                                                       const ModelConfig& config,
+                                                       const ModelConfig& config, bool split_head,
                                                        ThreadPool* pool) {
   auto weights = std::make_unique<Weights>();
   Loader loader(file, config);
@@ -141,11 +142,12 @@ absl::StatusOr<std::unique_ptr<Weights>> Weights::Load(const GgufFile& file,
   const int ffn = config.feed_forward_length;
   const int q_rows = config.heads * config.head_dim;
   const int kv_rows = config.kv_heads * config.head_dim;
-  RETURN_IF_ERROR(
-      loader.Matrix("token_embd.weight", config.vocabulary_size, width, &weights->embedding));
   const bool tied = file.FindTensor("output.weight") == nullptr;
+  RETURN_IF_ERROR(loader.Matrix("token_embd.weight", config.vocabulary_size, width,
+                                &weights->embedding, tied && split_head));
   if (!tied) {
-    RETURN_IF_ERROR(loader.Matrix("output.weight", config.vocabulary_size, width, &weights->head));
+    RETURN_IF_ERROR(
+        loader.Matrix("output.weight", config.vocabulary_size, width, &weights->head, split_head));
   }
   RETURN_IF_ERROR(loader.Vector("output_norm.weight", width, &weights->output_norm));
   RETURN_IF_ERROR(loader.RopeFactors(&weights->rope_factors));

@@ -29,10 +29,12 @@ struct Weights {
   std::vector<LayerWeights> layers;
   std::vector<float> rope_factors;  // [rope_dim / 2], 1 without rope_freqs.weight
 
-  // Packs all matrices in parallel and drops the file's pages behind it. Errors: NOT_FOUND and
-  // INVALID_ARGUMENT naming the tensor, UNIMPLEMENTED for a tensor that the architecture lacks.
+  // Packs all matrices in parallel (`split_head`: a head of Q8_0 as PackedHeadFormatOf says) and
+  // drops the file's pages behind it. Errors: NOT_FOUND and INVALID_ARGUMENT naming the tensor,
+  // UNIMPLEMENTED for a tensor that the architecture lacks.
   static absl::StatusOr<std::unique_ptr<Weights>> Load(const GgufFile& file,
-                                                       const ModelConfig& config, ThreadPool* pool);
+                                                       const ModelConfig& config, bool split_head,
+                                                       ThreadPool* pool);
 
  private:
   Arena arena_;

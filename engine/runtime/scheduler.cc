@@ -160,6 +160,7 @@ const StepPlan* Scheduler::Plan(double now) {
   plan_.roles.clear();
   plan_.sequences.clear();
   plan_.logit_rows.clear();
+  plan_.logit_needs.clear();
   planned_.clear();
   planned_at_ = now;
   draft_rows_ = 0;
@@ -240,7 +241,11 @@ void Scheduler::AddRows(Sequence& sequence, int32_t rows, int32_t logits) {
   sequence.logits = logits;
   sequence.sampled.clear();
   sequence.sample_status = absl::OkStatus();
-  for (int32_t i = rows - logits; i < rows; ++i) plan_.logit_rows.push_back(first_row + i);
+  const LogitNeed need = sequence.request.score ? LogitNeed::kAll : sequence.sampler.need();
+  for (int32_t i = rows - logits; i < rows; ++i) {
+    plan_.logit_rows.push_back(first_row + i);
+    plan_.logit_needs.push_back(need);
+  }
   planned_.push_back(&sequence);
 }
 

@@ -256,6 +256,92 @@ TEST_P(KernelConformance, HeadMatchesReferenceForEveryTypeAndWidth) {
   }
 }
 
+TEST_P(KernelConformance, ASplitHeadHasTheBitsOfAWholeOne) {
+  for (const int inputs : {32, 96, 576}) {
+    for (const int outputs : {1, 31, 33, 100}) {
+      const TestMatrix split(GgmlType::kQ8_0, outputs, inputs, random_, true);
+      TestMatrix whole(GgmlType::kQ8_0, outputs, inputs, random_);
+      whole.raw = split.raw;
+      whole.Pack();
+      ASSERT_TRUE(split.packed.format.split);
+      for (const bool int16 : {true, false}) {
+        const int most = 65;
+        const std::vector<float> x =
+            RandomFloats(static_cast<size_t>(most * inputs), random_, 2.0f);
+        Input input(x, inputs, most, int16);
+        std::vector<float> want(static_cast<size_t>(most * outputs));
+        kernels().head({&whole.packed, &input.buffer.view, most, want.data()}, 0,
+                       whole.packed.Panels());
+        for (const int rows : {1, 2, 3, 4, 5, 8, 65}) {
+          for (const int first : {0, most - rows}) {
+            std::vector<float> got(want.size());
+            kernels().head({&split.packed, &input.buffer.view, rows, got.data(), first}, 0,
+                           split.packed.Panels());
+            const size_t begin = static_cast<size_t>(first * outputs);
+            ASSERT_EQ(0, std::memcmp(got.data() + begin, want.data() + begin,
+                                     static_cast<size_t>(rows * outputs) * sizeof(float)))
+                << rows << " rows of " << outputs << "x" << inputs;
+          }
+        }
+      }
+    }
+  }
+}
+
+// Estimates leave out what they say they do, and the extremes of a panel are of its rows only.
+TEST_P(KernelConformance, ScanHeadEstimatesWithoutTheLowerBits) {
+  for (const int inputs : {32, 96, 576}) {
+    for (const int outputs : {1, 31, 33, 100}) {
+      TestMatrix w(GgmlType::kQ8_0, outputs, inputs, random_, true);
+      TestMatrix coarse(GgmlType::kQ8_0, outputs, inputs, random_);
+      coarse.raw = w.raw;
+      for (size_t i = 0; i < coarse.raw.size(); ++i) {
+        // A code + 128 with its lower bits replaced by four.
+        if (i % 34 >= 2) coarse.raw[i] = (coarse.raw[i] & std::byte{0xF8}) | std::byte{4};
+      }
+      coarse.Pack();
+      const int rows = 7;
+      const std::vector<float> x = RandomFloats(static_cast<size_t>(rows * inputs), random_, 2.0f);
+      for (const bool int16 : {true, false}) {
+        Input input(x, inputs, rows, int16);
+        const size_t panels = static_cast<size_t>(w.packed.Panels());
+        std::vector<float> want(static_cast<size_t>(rows * outputs)), got(want.size());
+        ReferenceKernels().head({&coarse.packed, &input.buffer.view, rows, want.data()}, 0,
+                                w.packed.Panels());
+        std::vector<float> best(panels * rows), upper(panels * rows);
+        const std::vector<float> spread = {0.0f, 0.5f, 1.0f, 2.0f, 3.0f, 4.0f, 5.0f};
+        ScanHeadArgs args{&w.packed,  &input.buffer.view, rows,        spread.data(),
+                          got.data(), best.data(),        upper.data()};
+        kernels().scan_head(args, 0, w.packed.Panels());
+        for (size_t i = 0; i < want.size(); ++i) {
+          ASSERT_NEAR(got[i], want[i], DotTolerance(inputs)) << outputs << "x" << inputs;
+        }
+        for (size_t row = 0; row < rows; ++row) {
+          for (size_t p = 0; p < panels; ++p) {
+            float most = -INFINITY;
+            float furthest = -INFINITY;
+            for (size_t i = 32 * p; i < std::min<size_t>(32 * p + 32, outputs); ++i) {
+              const float value = got[row * static_cast<size_t>(outputs) + i];
+              double squares = 0;
+              for (int b = 0; b < inputs / 32; ++b) {
+                uint16_t half;
+                const size_t block = i * static_cast<size_t>(inputs / 32) + static_cast<size_t>(b);
+                std::memcpy(&half, w.raw.data() + block * 34, 2);
+                squares += std::pow(static_cast<double>(HalfToFloat(half)), 2);
+              }
+              most = std::max(most, value);
+              furthest =
+                  std::max(furthest, value + spread[row] * static_cast<float>(std::sqrt(squares)));
+            }
+            ASSERT_EQ(best[p * rows + row], most);
+            ASSERT_NEAR(upper[p * rows + row], furthest, 1e-5f * (1 + std::fabs(furthest)));
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST_P(KernelConformance, ProjectResidualAddsToItsPanelsOnly) {
   const int inputs = 96;
   const int outputs = 100;
@@ -509,15 +595,17 @@ TEST(Packing, HoldsEveryTypeWithoutLoss) {
   for (const GgmlType type : kAllTypes) {
     const int inputs = TraitsOf(type)->block_elements == 256 ? 512 : 96;
     const int rows = 70;
-    const TestMatrix w(type, rows, inputs, random);
-    std::vector<float> want(static_cast<size_t>(rows * inputs));
-    Dequantize(type, w.raw.data(), want.size(), want.data());
-    std::vector<float> got(static_cast<size_t>(inputs));
-    for (int r = 0; r < rows; ++r) {
-      UnpackRow(w.packed, r, got.data());
-      for (int i = 0; i < inputs; ++i) {
-        ASSERT_EQ(got[static_cast<size_t>(i)], want[static_cast<size_t>(r * inputs + i)])
-            << GgmlTypeName(type) << " row " << r << " input " << i;
+    for (const bool head : {false, true}) {
+      const TestMatrix w(type, rows, inputs, random, head);
+      std::vector<float> want(static_cast<size_t>(rows * inputs));
+      Dequantize(type, w.raw.data(), want.size(), want.data());
+      std::vector<float> got(static_cast<size_t>(inputs));
+      for (int r = 0; r < rows; ++r) {
+        UnpackRow(w.packed, r, got.data());
+        for (int i = 0; i < inputs; ++i) {
+          ASSERT_EQ(got[static_cast<size_t>(i)], want[static_cast<size_t>(r * inputs + i)])
+              << GgmlTypeName(type) << " row " << r << " input " << i;
+        }
       }
     }
   }

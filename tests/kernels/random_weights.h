@@ -71,17 +71,21 @@ inline std::vector<std::byte> RandomTensor(GgmlType type, size_t elements, std::
   return bytes;
 }
 
-// A random matrix, as the file stores it and as the kernels read it.
+// A random matrix, as the file stores it and as the kernels read it (`head`: one of the head's).
 struct TestMatrix {
-  TestMatrix(GgmlType t, int rows, int inputs, std::mt19937& random) : type(t) {
+  TestMatrix(GgmlType t, int rows, int inputs, std::mt19937& random, bool head = false) : type(t) {
     raw = RandomTensor(t, static_cast<size_t>(rows) * static_cast<size_t>(inputs), random);
-    packed.format = PackedFormatOf(t);
+    packed.format = head ? PackedHeadFormatOf(t) : PackedFormatOf(t);
     packed.rows = rows;
     packed.inputs = inputs;
-    memory.resize(packed.Bytes() + 64);
+    Pack();
+  }
+
+  void Pack() {
+    memory.assign(packed.Bytes() + 64, 0);
     const auto address = reinterpret_cast<uintptr_t>(memory.data());
     packed.data = memory.data() + (64 - address % 64) % 64;
-    for (int i = 0; i < packed.Panels(); ++i) PackPanel(t, raw.data(), packed, i);
+    for (int i = 0; i < packed.Panels(); ++i) PackPanel(type, raw.data(), packed, i);
   }
 
   GgmlType type;

@@ -172,14 +172,18 @@ std::string TinyModelBytes(const TinyModelOptions& options, std::vector<GgufFiel
     for (uint64_t i = 0; i < width; ++i) values.push_back(1.0f + 0.25f * random.Unit());
     builder.Floats32(name, {width}, values);
   };
-  const auto matrix = [&](const std::string& name, uint64_t inputs, uint64_t outputs, float gain) {
+  const auto matrix_of = [&](GgmlType type, const std::string& name, uint64_t inputs,
+                             uint64_t outputs, float gain) {
     const float deviation = gain / std::sqrt(static_cast<float>(inputs));
-    builder.Tensor(name, options.type, {inputs, outputs},
-                   random.Matrix(options.type, inputs * outputs, deviation));
+    builder.Tensor(name, type, {inputs, outputs}, random.Matrix(type, inputs * outputs, deviation));
   };
+  const auto matrix = [&](const std::string& name, uint64_t inputs, uint64_t outputs, float gain) {
+    matrix_of(options.type, name, inputs, outputs, gain);
+  };
+  const GgmlType head = options.head_type.value_or(options.type);
 
   // Logits of a random model are nearly flat; the gain of its head spreads them.
-  matrix("token_embd.weight", width, kTinyVocabularySize, 4.0f);
+  matrix_of(head, "token_embd.weight", width, kTinyVocabularySize, 4.0f);
   for (uint32_t layer = 0; layer < options.layers; ++layer) {
     const std::string prefix = "blk." + std::to_string(layer) + ".";
     norm(prefix + "attn_norm.weight");
@@ -193,7 +197,7 @@ std::string TinyModelBytes(const TinyModelOptions& options, std::vector<GgufFiel
     matrix(prefix + "ffn_down.weight", hidden, width, 1.0f);
   }
   norm("output_norm.weight");
-  if (!options.tied) matrix("output.weight", width, kTinyVocabularySize, 4.0f);
+  if (!options.tied) matrix_of(head, "output.weight", width, kTinyVocabularySize, 4.0f);
   if (options.rope_freqs) {
     std::vector<float> factors;
     for (uint32_t i = 0; i < options.head_dim / 2; ++i) {

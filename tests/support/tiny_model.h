@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,7 @@ struct TinyModelOptions {
   bool chat_template = true;  // a ChatML template; needs the vocabulary
   uint32_t alignment = 32;    // of the tensors; written to the file when not 32
   uint64_t seed = 1;
+  std::optional<GgmlType> head_type = {};  // of token_embd.weight and output.weight; none: type
 };
 
 // Ids of the vocabulary: byte b is token b, then eight merged tokens, then the control tokens.

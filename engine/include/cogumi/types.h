@@ -58,7 +58,8 @@ struct TopLogprob {
 };
 
 // One generated (or scored) token. Log-probabilities, margin and entropy are of the raw logits:
-// before bias, penalties and temperature.
+// before bias, penalties and temperature. Where SamplingParams::logprobs is not set they may be
+// estimates, since a greedy choice does not need all logits.
 struct TokenInfo {
   TokenId id = 0;
   float logprob = 0;

@@ -128,8 +128,8 @@ TEST(Sampler, DrawsOverAWholeVocabularyReachEveryBlock) {
   SamplerScratch scratch;
   std::vector<int> counts(48, 0);
   for (int64_t position = 0; position < 4800; ++position) {
-    ++counts[static_cast<size_t>(
-        sampler.Sample(logits.data(), summary, position, scratch)->id / 1024)];
+    ++counts[static_cast<size_t>(sampler.Sample(logits.data(), summary, position, scratch)->id /
+                                 1024)];
   }
   for (const int count : counts) EXPECT_NEAR(count, 100, 60);
 }
@@ -164,6 +164,23 @@ TEST(Sampler, GreedyTakesTheSummarysArgmax) {
   summary.argmax = 200;  // shows that the row itself is not searched again
   SamplerScratch scratch;
   EXPECT_EQ(Make(Greedy(), 300).Sample(logits.data(), summary, 0, scratch)->id, 200);
+}
+
+TEST(Sampler, NeedsTheWholeRowUnlessTheLargestLogitDecides) {
+  const auto need = [](const auto& change) {
+    SamplingParams params = Greedy();
+    change(params);
+    return Make(params, 300).need();
+  };
+  EXPECT_EQ(need([](SamplingParams&) {}), LogitNeed::kTop);
+  EXPECT_EQ(need([](SamplingParams& p) { p.temperature = 1, p.top_k = 1; }), LogitNeed::kTop);
+  EXPECT_EQ(need([](SamplingParams& p) { p.temperature = 0.1f; }), LogitNeed::kAll);
+  EXPECT_EQ(need([](SamplingParams& p) { p.temperature = 1, p.top_k = 2; }), LogitNeed::kAll);
+  EXPECT_EQ(need([](SamplingParams& p) { p.logprobs = true; }), LogitNeed::kAll);
+  EXPECT_EQ(need([](SamplingParams& p) { p.logit_bias = {{3, 1.0f}}; }), LogitNeed::kAll);
+  EXPECT_EQ(need([](SamplingParams& p) { p.presence_penalty = 1; }), LogitNeed::kAll);
+  EXPECT_EQ(need([](SamplingParams& p) { p.frequency_penalty = 1; }), LogitNeed::kAll);
+  EXPECT_EQ(need([](SamplingParams& p) { p.repetition_penalty = 1.1f; }), LogitNeed::kAll);
 }
 
 TEST(Sampler, TinyTemperatureIsGreedy) {
@@ -276,9 +293,9 @@ TEST(Sampler, PresenceSparesPromptTokensThatTheRepetitionPenaltyCounts) {
 
 TEST(Sampler, NotFiniteLogitsAreAnError) {
   SamplerScratch scratch;
-  for (const float bad : {std::numeric_limits<float>::quiet_NaN(),
-                          std::numeric_limits<float>::infinity(),
-                          -std::numeric_limits<float>::infinity()}) {
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+        -std::numeric_limits<float>::infinity()}) {
     std::vector<float> logits = {1.0f, bad, 0.0f};
     const LogitSummary summary = Summarise(logits);
     for (const SamplingParams& params : {Greedy(), SamplingParams()}) {

@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -242,6 +243,57 @@ TEST(Model, SummariesDescribeTheLogits) {
   EXPECT_TRUE(s.finite);
 }
 
+// A few rows that need their largest logit only have that one exactly; with more of them, or with
+// one that needs all, so are all.
+TEST(Model, RowsThatNeedTheTopHaveItExactly) {
+  TinyModelOptions tiny;
+  tiny.head_type = GgmlType::kQ8_0;
+  for (const bool tied : {true, false}) {
+    tiny.tied = tied;
+    for (const ActivationFormat activations :
+         {ActivationFormat::kMixed, ActivationFormat::kFast, ActivationFormat::kF32}) {
+      ModelOptions options;
+      options.activations = activations;
+      Loaded m(tiny, options, 2);
+      std::mt19937 random(6);
+      bool estimated = false;
+      for (const int rows : {1, 2, 3, 4}) {
+        const std::vector<TokenId> text = RandomText(rows, random);
+        const LogitRows want = InChunks(m, text, rows);
+        for (const bool one_whole : {false, true}) {
+          StepPlan plan;
+          KvSequence kv;
+          ASSERT_TRUE(m.cache->Extend(kv, rows).ok());
+          plan.sequences.push_back({&kv.pages, 0, rows, 0, -1});
+          plan.tokens = text;
+          for (int i = 0; i < rows; ++i) {
+            plan.roles.push_back(TokenRole::kPrompt);
+            plan.logit_rows.push_back(i);
+            plan.logit_needs.push_back(one_whole && i == 0 ? LogitNeed::kAll : LogitNeed::kTop);
+          }
+          ASSERT_TRUE(m.model->Forward(plan, *m.cache).ok());
+          for (int i = 0; i < rows; ++i) {
+            const std::vector<float>& row = want[static_cast<size_t>(i)];
+            const float* got = m.model->Logits(i);
+            const LogitSummary& summary = m.model->Summary(i);
+            const auto largest = std::max_element(row.begin(), row.end());
+            ASSERT_EQ(summary.argmax, largest - row.begin());
+            ASSERT_EQ(summary.max, *largest);
+            ASSERT_EQ(got[summary.argmax], *largest);
+            const bool all = std::equal(row.begin(), row.end(), got);
+            estimated = estimated || !all;
+            if (one_whole || rows > 3 || activations == ActivationFormat::kF32) {
+              ASSERT_TRUE(all) << rows;
+            }
+          }
+          m.cache->Release(kv);
+        }
+      }
+      EXPECT_EQ(estimated, activations != ActivationFormat::kF32);
+    }
+  }
+}
+
 TEST(Model, AForkSharesThePastAndGoesItsOwnWay) {
   ModelOptions options;
   options.max_logit_rows = 64;
@@ -332,6 +384,7 @@ TEST(Model, RefusesPlansThatBreakTheRules) {
   refused([](StepPlan& p) { p.roles.pop_back(); }, "2 roles");
   refused([](StepPlan& p) { p.logit_rows = {3}; }, "logit row 3");
   refused([](StepPlan& p) { p.logit_rows = {1, 1}; }, "logit row 1 after 1");
+  refused([](StepPlan& p) { p.logit_needs.assign(2, LogitNeed::kTop); }, "2 needs of 1 logit rows");
   refused([](StepPlan& p) { p.sequences[0].rows = 2; }, "cover 2 of 3");
   refused([](StepPlan& p) { p.sequences[0].first_row = 1; }, "begin at 1");
   refused([](StepPlan& p) { p.sequences[0].first_position = 255; }, "positions from 255");
