@@ -20,8 +20,12 @@ def library(tmp_path):
 
 
 def start(library, script, **options):
+    # A shell in the background starts its commands with SIGINT ignored, which no shell below can
+    # take back.
     return subprocess.Popen(["bash", "-uc", f'source "{library}"\n{script}'], text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+                            **options)
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

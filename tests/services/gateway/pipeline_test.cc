@@ -14,7 +14,6 @@ namespace v1 = cogumi::v1;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-using ::testing::Not;
 
 // A Generate call that the test plays by hand.
 class FakeStream : public BackendCall {
