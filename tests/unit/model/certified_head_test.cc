@@ -164,8 +164,8 @@ TEST_P(CertifiedHeadTest, ARowDependsOnItselfOnly) {
   for (int row = 0; row < 3; ++row) {
     const std::vector<float> one(x.begin() + row * inputs, x.begin() + (row + 1) * inputs);
     const Both alone = Compute(w, one, 1, true, 1);
-    EXPECT_EQ(0, std::memcmp(alone.certified.data(), together.certified.data() + row * outputs,
-                             outputs * sizeof(float)))
+    EXPECT_TRUE(std::equal(alone.certified.begin(), alone.certified.end(),
+                           together.certified.begin() + row * outputs))
         << row;
   }
 }
