@@ -219,9 +219,9 @@ void RunMatmul(const PackedMatrix& w, int panel, const Activations& a, int slot,
 }
 
 // The codes of a split matrix's record as those of an 8-bit one: eight tiles of rows 0-15, eight of
-// rows 16-31.
+// rows 16-31, and scales.
 struct SplitRecord {
-  alignas(64) uint8_t bytes[1024];
+  alignas(64) uint8_t bytes[1024 + 64];
 
   // Bytes of 32 bits that are set: `value`.
   static __m256i Bits(const uint8_t* p, char value) {
@@ -238,6 +238,7 @@ struct SplitRecord {
   // `second`: the fine record, or with kCoarse the masks.
   template <bool kCoarse>
   void Fill(const uint8_t* record, const uint8_t* second) {
+    __builtin_memcpy(bytes + 1024, record + 512, 64);
     const __m256i upper = _mm256_set1_epi8(static_cast<char>(0xF0));
     for (int t = 0; t < 8; ++t) {
       for (int v = 0; v < 2; ++v) {
@@ -268,23 +269,19 @@ template <bool kCoarse, bool kInt16>
 void RunSplit(const PackedMatrix& w, int panel, const Activations& a, int slot, int n,
               float* tile) {
   using Whole = Matmul<8, false, false, 32, kInt16>;
-  struct {
-    SplitRecord codes;
-    uint8_t scales[64];
-  } record;
-  static_assert(sizeof(record) == Whole::kRecord);
+  SplitRecord record;
+  static_assert(sizeof(record.bytes) == Whole::kRecord);
   __builtin_memset(tile, 0, static_cast<size_t>(n) * kPanelRows * sizeof(float));
   const int zero = kCoarse ? kCoarseZero : w.format.zero;
   const uint8_t* p = w.Panel(panel);
   const uint8_t* second = kCoarse ? w.Masks(panel) : w.Fine(panel);
   for (size_t b = 0; b < w.Blocks(); ++b) {
-    record.codes.template Fill<kCoarse>(p, second);
-    __builtin_memcpy(record.scales, p + w.format.TileBytes(), sizeof(record.scales));
+    record.Fill<kCoarse>(p, second);
     const int8_t* x = a.codes + a.CodeOffset(slot) + b * a.code_stride;
     for (int c = 0; c < n; ++c, x += Whole::kBytes) {
       __m256 total[4];
       for (int v = 0; v < 4; ++v) total[v] = _mm256_load_ps(tile + c * 32 + v * 8);
-      Whole::template Step<0>(record.codes.bytes, x, a,
+      Whole::template Step<0>(record.bytes, x, a,
                               b * a.slot_stride + static_cast<size_t>(slot + c), zero, total);
       for (int v = 0; v < 4; ++v) _mm256_store_ps(tile + c * 32 + v * 8, total[v]);
     }

@@ -181,7 +181,6 @@ struct SplitFormat {
     __m512i low[8];
     __m512i high[8];
     __m512 scale[1][2];
-    __m512 minimum[1][2];
 
     __attribute__((always_inline)) explicit Record(const Cursor& cursor) {
       const __m512i upper = _mm512_set1_epi8(static_cast<char>(0xF0));
@@ -219,7 +218,6 @@ struct CoarseFormat {
     __m512i low[8];
     __m512i high[8];
     __m512 scale[1][2];
-    __m512 minimum[1][2];
 
     __attribute__((always_inline)) explicit Record(const Cursor& cursor) {
       const __m512i upper = _mm512_set1_epi8(static_cast<char>(0xF0));

@@ -167,7 +167,7 @@ struct Reference {
         const int byte = 4 * (r % 16) + i % 4;
         const int shift = r < 16 ? 0 : 4;
         int code;
-        if (f.TileBytes() == 512) {
+        if (f.bits == 4 || f.split) {
           code = record[tile + byte] >> shift & 15;
         } else {
           code = record[tile + byte + r / 16 * 512];

@@ -47,7 +47,7 @@ void UnpackRow(const PackedMatrix& matrix, int row, float* out) {
       const int tile = i / 4;
       const int byte = (r % 16) * 4 + i % 4;
       int code;
-      if (f.TileBytes() == 512) {
+      if (f.bits == 4 || f.split) {
         const int shift = r < 16 ? 0 : 4;
         code = panel[tile * 64 + byte] >> shift & 15;
         if (f.split) {

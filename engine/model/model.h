@@ -37,7 +37,7 @@ struct LogitSummary {
   TokenId argmax = 0;      // lowest id among equals
   double log_sum_exp = 0;  // of all logits: logprob(i) = logit[i] - log_sum_exp
   double entropy = 0;      // nats
-  bool finite = true;      // false when any logit is NaN or infinite
+  bool finite = true;      // false when any logit (or estimate) is NaN or infinite
 };
 
 class Model {

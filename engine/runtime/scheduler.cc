@@ -241,7 +241,7 @@ void Scheduler::AddRows(Sequence& sequence, int32_t rows, int32_t logits) {
   sequence.logits = logits;
   sequence.sampled.clear();
   sequence.sample_status = absl::OkStatus();
-  const LogitNeed need = sequence.request.score ? LogitNeed::kAll : sequence.sampler.need();
+  const LogitNeed need = sequence.sampler.need();
   for (int32_t i = rows - logits; i < rows; ++i) {
     plan_.logit_rows.push_back(first_row + i);
     plan_.logit_needs.push_back(need);
