@@ -141,11 +141,10 @@ TEST_P(CertifiedHeadTest, WhatEstimatesDoNotTellIsComputed) {
 
 TEST_P(CertifiedHeadTest, ComputesLittleWhereOneTokenStandsOut) {
   const int inputs = 576;
-  const int outputs = 4096;
-  if (Slow()) GTEST_SKIP() << "minutes under a sanitizer";
+  const int outputs = Slow() ? 512 : 4096;
   const TestMatrix w(GgmlType::kQ8_0, outputs, inputs, random_, true);
   std::vector<float> x(inputs);
-  UnpackRow(w.packed, 3333, x.data());
+  UnpackRow(w.packed, 333, x.data());
   const Both both = Compute(w, x, 1, true, 2);
   ExpectSameLargest(both, 1);
   EXPECT_LE(both.panels, 8);
