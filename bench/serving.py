@@ -54,11 +54,11 @@ def load_stubs(folder):
 
 
 def prompt_tokens(seed, count=16):
-    """Token ids that need not mean anything; another list for another seed."""
+    """Token ids that need not mean anything, as `cogumi bench` has them; others for another seed."""
     state, ids = seed * 2654435761 + 1, []
     for _ in range(count):
         state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
-        ids.append(256 + (state >> 33) % 48000)
+        ids.append(256 + (state >> 33) % (49152 - 256))
     return ids
 
 

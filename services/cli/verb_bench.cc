@@ -102,12 +102,12 @@ class BenchVerb : public Verb {
       options.max_running = std::max(options.max_running, one.streams);
     }
     ASSIGN_OR_RETURN(engine_, Engine::Create(options));
-    RETURN_IF_ERROR(RunCase({"warm-up", 32, 8}).status());
+    RETURN_IF_ERROR(RunCase({"warm-up", 32, 8}, rounds_).status());
 
     std::map<std::string, std::vector<double>> rates;
     for (int round = 0; round < rounds_; ++round) {
       for (const Case& one : cases) {
-        ASSIGN_OR_RETURN(const double rate, RunCase(one));
+        ASSIGN_OR_RETURN(const double rate, RunCase(one, round));
         rates[one.name].push_back(rate);
       }
     }
@@ -143,13 +143,13 @@ class BenchVerb : public Verb {
   }
 
   // Tokens per second.
-  absl::StatusOr<double> RunCase(const Case& one) {
+  absl::StatusOr<double> RunCase(const Case& one, int round) {
     std::vector<std::shared_ptr<Stopwatch>> streams;
     const double start = Clock::Real()->Now();
     for (int i = 0; i < one.streams; ++i) {
       GenerationRequest request;
       request.request_id = absl::StrCat("bench-", ++requests_);
-      request.tokens = RandomTokens(one.prompt);
+      request.tokens = RandomTokens(one.prompt, static_cast<uint64_t>(round * kApart + i));
       request.sampling.temperature = 0;
       request.sampling.max_tokens = one.generated;
       request.sampling.ignore_eos = true;
@@ -177,14 +177,17 @@ class BenchVerb : public Verb {
     return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
   }
 
-  // Different each time, so that nothing is found in a cache of prompts.
-  std::vector<TokenId> RandomTokens(int32_t count) {
+  // Other rounds have other prompts, so that nothing is found in a cache of prompts; those of the
+  // first are bench/serving.py's too, since what an answer costs depends on it.
+  static constexpr int kApart = 4096;
+  std::vector<TokenId> RandomTokens(int32_t count, uint64_t seed) const {
     std::vector<TokenId> tokens;
     const uint64_t vocabulary = static_cast<uint64_t>(engine_->Model().vocabulary_size);
     const uint64_t first = std::min<uint64_t>(256, vocabulary / 2);
+    uint64_t state = seed * 2654435761ULL + 1;
     for (int32_t i = 0; i < count; ++i) {
-      random_ = random_ * 6364136223846793005ULL + 1442695040888963407ULL;
-      tokens.push_back(static_cast<TokenId>(first + (random_ >> 33) % (vocabulary - first)));
+      state = state * 6364136223846793005ULL + 1442695040888963407ULL;
+      tokens.push_back(static_cast<TokenId>(first + (state >> 33) % (vocabulary - first)));
     }
     return tokens;
   }
@@ -253,7 +256,6 @@ class BenchVerb : public Verb {
   std::string kernels_;
   std::string activations_ = "mixed";
   std::string speculation_ = "off";
-  uint64_t random_ = 42;
   int64_t requests_ = 0;
   std::unique_ptr<Engine> engine_;
 };
