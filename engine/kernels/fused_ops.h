@@ -207,41 +207,42 @@ struct FusedOps {
     }
   }
 
-  static void Head(const HeadArgs& a, int panel_begin, int panel_end) {
+  // Writes tiles of panels [panel_begin, panel_end), each made by `compute`, into rows of logits;
+  // `seen` is told the panel, the slot, the values and how many there are.
+  template <class Compute, class Seen>
+  static void WriteLogits(const HeadArgs& a, int panel_begin, int panel_end, const Compute& compute,
+                          const Seen& seen) {
     alignas(64) float tile[kTileSlots * kPanelRows];
     for (int p = panel_begin; p < panel_end; ++p) {
       const int first = p * kPanelRows;
       const int count = a.w->rows - first < kPanelRows ? a.w->rows - first : kPanelRows;
       for (int s0 = a.first, n; s0 < a.first + a.rows; s0 += n) {
         n = a.in->Run(s0, a.first + a.rows, kTileSlots);
-        T::MatmulTile(*a.w, p, *a.in, s0, n, tile);
+        compute(*a.w, p, *a.in, s0, n, tile);
         for (int r = 0; r < n; ++r) {
+          const float* values = tile + r * kPanelRows;
+          seen(p, s0 + r, values, count);
           std::memcpy(
               a.logits + static_cast<size_t>(s0 + r) * static_cast<size_t>(a.w->rows) + first,
-              tile + r * kPanelRows, static_cast<size_t>(count) * sizeof(float));
+              values, static_cast<size_t>(count) * sizeof(float));
         }
       }
     }
   }
 
+  static void Head(const HeadArgs& a, int panel_begin, int panel_end) {
+    WriteLogits(a, panel_begin, panel_end, T::MatmulTile, [](int, int, const float*, int) {});
+  }
+
   static void ScanHead(const ScanHeadArgs& a, int panel_begin, int panel_end) {
-    alignas(64) float tile[kTileSlots * kPanelRows];
-    for (int p = panel_begin; p < panel_end; ++p) {
-      const int first = p * kPanelRows;
-      const int count = a.w->rows - first < kPanelRows ? a.w->rows - first : kPanelRows;
-      for (int s0 = 0, n; s0 < a.rows; s0 += n) {
-        n = a.in->Run(s0, a.rows, kTileSlots);
-        T::ScanTile(*a.w, p, *a.in, s0, n, tile);
-        for (int r = 0; r < n; ++r) {
-          const float* values = tile + r * kPanelRows;
-          const size_t row = static_cast<size_t>(s0 + r);
-          const size_t at = static_cast<size_t>(p) * static_cast<size_t>(a.rows) + row;
-          T::Reach(values, a.w->Norms(p), a.spread[row], count, a.best + at, a.upper + at);
-          std::memcpy(a.logits + row * static_cast<size_t>(a.w->rows) + first, values,
-                      static_cast<size_t>(count) * sizeof(float));
-        }
-      }
-    }
+    const HeadArgs head{a.w, a.in, a.rows, a.logits};
+    WriteLogits(head, panel_begin, panel_end, T::ScanTile,
+                [&a](int panel, int slot, const float* values, int count) {
+                  const size_t row = static_cast<size_t>(slot);
+                  const size_t at = static_cast<size_t>(panel) * static_cast<size_t>(a.rows) + row;
+                  T::Reach(values, a.w->Norms(panel), a.spread[row], count, a.best + at,
+                           a.upper + at);
+                });
   }
 
   static constexpr KernelTable Table(const char* name) {

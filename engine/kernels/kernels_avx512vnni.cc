@@ -167,22 +167,34 @@ struct Format {
   };
 };
 
-// A split matrix (packed_matrix.h).
-struct SplitFormat {
+// What both ways to read a split matrix (packed_matrix.h) share.
+struct SplitRecords {
   static constexpr bool kMinimum = false;
-  static int Zero(const PackedMatrix& w) { return w.format.zero; }
   static constexpr int kGroup = 32;
   static constexpr size_t kRecord = 576;
-  struct Cursor : PairCursor<kRecord, kFineBytes> {
-    Cursor(const PackedMatrix& w, int panel) : PairCursor(w, panel, w.Fine(panel)) {}
-  };
 
-  struct Record {
+  struct Codes {
     __m512i low[8];
     __m512i high[8];
     __m512 scale[1][2];
 
-    __attribute__((always_inline)) explicit Record(const Cursor& cursor) {
+    __attribute__((always_inline)) explicit Codes(const uint8_t* record) {
+      for (int h = 0; h < 2; ++h) {
+        scale[0][h] = _mm512_cvtph_ps(
+            _mm256_load_si256(reinterpret_cast<const __m256i*>(record + 512 + 32 * h)));
+      }
+    }
+  };
+};
+
+struct SplitFormat : SplitRecords {
+  static int Zero(const PackedMatrix& w) { return w.format.zero; }
+  struct Cursor : PairCursor<kRecord, kFineBytes> {
+    Cursor(const PackedMatrix& w, int panel) : PairCursor(w, panel, w.Fine(panel)) {}
+  };
+
+  struct Record : Codes {
+    __attribute__((always_inline)) explicit Record(const Cursor& cursor) : Codes(cursor.p) {
       const __m512i upper = _mm512_set1_epi8(static_cast<char>(0xF0));
       constexpr int kSelect = 0xCA;  // where `upper` is set the second operand, else the third
 #pragma GCC unroll 8
@@ -192,34 +204,19 @@ struct SplitFormat {
         low[t] = _mm512_ternarylogic_epi32(upper, _mm512_slli_epi16(x, 4), y, kSelect);
         high[t] = _mm512_ternarylogic_epi32(upper, x, _mm512_srli_epi16(y, 4), kSelect);
       }
-      LoadScales(cursor.p, scale[0]);
     }
   };
-
-  __attribute__((always_inline)) static void LoadScales(const uint8_t* record, __m512* scale) {
-    for (int h = 0; h < 2; ++h) {
-      scale[h] = _mm512_cvtph_ps(
-          _mm256_load_si256(reinterpret_cast<const __m256i*>(record + 512 + 32 * h)));
-    }
-  }
 };
 
-// The same without its lower bits.
-struct CoarseFormat {
-  static constexpr bool kMinimum = false;
+// Without the lower bits.
+struct CoarseFormat : SplitRecords {
   static int Zero(const PackedMatrix&) { return kCoarseZero; }
-  static constexpr int kGroup = 32;
-  static constexpr size_t kRecord = SplitFormat::kRecord;
   struct Cursor : PairCursor<kRecord, kMaskBytes> {
     Cursor(const PackedMatrix& w, int panel) : PairCursor(w, panel, w.Masks(panel)) {}
   };
 
-  struct Record {
-    __m512i low[8];
-    __m512i high[8];
-    __m512 scale[1][2];
-
-    __attribute__((always_inline)) explicit Record(const Cursor& cursor) {
+  struct Record : Codes {
+    __attribute__((always_inline)) explicit Record(const Cursor& cursor) : Codes(cursor.p) {
       const __m512i upper = _mm512_set1_epi8(static_cast<char>(0xF0));
       const __m512i third = _mm512_set1_epi8(8);
 #pragma GCC unroll 8
@@ -230,7 +227,6 @@ struct CoarseFormat {
         low[t] = _mm512_mask_add_epi8(y, Mask(cursor.second + 8 * t), y, third);
         high[t] = _mm512_mask_add_epi8(z, Mask(cursor.second + 64 + 8 * t), z, third);
       }
-      SplitFormat::LoadScales(cursor.p, scale[0]);
     }
     static __mmask64 Mask(const uint8_t* p) {
       uint64_t bits;

@@ -13,6 +13,7 @@
 #include "engine/kernels/registry.h"
 #include "engine/model/activation_buffer.h"
 #include "tests/kernels/every_tier.h"
+#include "tests/kernels/quantised_input.h"
 #include "tests/kernels/random_weights.h"
 
 namespace cogumi {
@@ -24,23 +25,6 @@ std::vector<float> RandomFloats(size_t n, std::mt19937& random, float scale = 1.
   for (float& v : values) v = normal(random);
   return values;
 }
-
-// Quantised and float32 forms of x[rows][inputs], made by the reference.
-struct Input {
-  Input(const std::vector<float>& x, int inputs, int rows, bool int16) {
-    buffer.Allocate(inputs, rows);
-    buffer.view.wide_slots = int16 ? rows : 0;
-    buffer.view.inputs = inputs;
-    buffer.view.want_quantised = true;
-    buffer.view.want_f32 = true;
-    NormQuantiseArgs args;
-    args.x = x.data();
-    args.stride = static_cast<size_t>(inputs);
-    args.out = &buffer.view;
-    ReferenceKernels().norm_quantise(args, 0, rows);
-  }
-  ActivationBuffer buffer;
-};
 
 // The scale of float32 rounding of a dot product: sums of about sqrt(inputs) terms of size one.
 float DotTolerance(int inputs) { return 4e-6f * static_cast<float>(inputs); }
@@ -147,30 +131,22 @@ TEST_P(KernelConformance, ABlockWithAValueThatIsNotFiniteMakesTheProductNaN) {
       for (const bool int16 : {true, false}) {
         std::vector<float> x = RandomFloats(static_cast<size_t>(rows * inputs), random_);
         x[static_cast<size_t>(inputs + 32 + lane)] = bad;  // the middle row, the middle block
-        ActivationBuffer buffer;
-        buffer.Allocate(inputs, rows);
-        buffer.view.wide_slots = int16 ? rows : 0;
-        buffer.view.inputs = inputs;
-        buffer.view.want_quantised = true;
-        NormQuantiseArgs args;
-        args.x = x.data();
-        args.stride = static_cast<size_t>(inputs);
-        args.out = &buffer.view;
-        kernels().norm_quantise(args, 0, rows);
+        Input input(x, inputs, rows, int16, kernels());
+        Activations& view = input.buffer.view;
         for (int block = 0; block < 3; ++block) {
           for (int row = 0; row < rows; ++row) {
-            const size_t at = buffer.view.At(block, row);
-            ASSERT_EQ(std::isnan(buffer.view.scale[at]), block == 1 && row == 1) << bad;
+            const size_t at = view.At(block, row);
+            ASSERT_EQ(std::isnan(view.scale[at]), block == 1 && row == 1) << bad;
             if (block != 1 || row != 1) continue;
-            ASSERT_TRUE(std::isnan(buffer.view.scaled_sum[at]));
-            ASSERT_EQ(buffer.view.sum[at], 0);
-            ASSERT_EQ(buffer.view.half_sum[at], 0);
-            const int8_t* codes = buffer.view.Codes(1, 1);
+            ASSERT_TRUE(std::isnan(view.scaled_sum[at]));
+            ASSERT_EQ(view.sum[at], 0);
+            ASSERT_EQ(view.half_sum[at], 0);
+            const int8_t* codes = view.Codes(1, 1);
             for (int i = 0; i < (int16 ? 64 : 32); ++i) ASSERT_EQ(codes[i], 0);
           }
         }
         std::vector<float> out(static_cast<size_t>(rows * 32));
-        const HeadArgs head{&w.packed, &buffer.view, rows, out.data()};
+        const HeadArgs head{&w.packed, &view, rows, out.data()};
         kernels().head(head, 0, 1);
         for (int i = 0; i < rows * 32; ++i) {
           ASSERT_EQ(std::isnan(out[static_cast<size_t>(i)]), i / 32 == 1) << bad << " " << lane;

@@ -11,8 +11,8 @@
 #include <random>
 #include <vector>
 
-#include "engine/model/activation_buffer.h"
 #include "tests/kernels/every_tier.h"
+#include "tests/kernels/quantised_input.h"
 #include "tests/kernels/random_weights.h"
 
 namespace cogumi {
@@ -43,25 +43,16 @@ class CertifiedHeadTest : public EveryTier {
   };
   Both Compute(const TestMatrix& w, const std::vector<float>& x, int rows, bool wide,
                int threads) const {
-    const int inputs = w.packed.inputs;
-    ActivationBuffer buffer;
-    buffer.Allocate(inputs, rows);
-    buffer.view.wide_slots = wide ? rows : 0;
-    buffer.view.inputs = inputs;
-    buffer.view.want_quantised = true;
-    NormQuantiseArgs args;
-    args.x = x.data();
-    args.stride = static_cast<size_t>(inputs);
-    args.out = &buffer.view;
-    kernels().norm_quantise(args, 0, rows);
+    Input input(x, w.packed.inputs, rows, wide, kernels());
+    const Activations& in = input.buffer.view;
     Both both;
     both.whole.resize(static_cast<size_t>(rows) * static_cast<size_t>(w.packed.rows));
     both.certified.assign(both.whole.size(), -1.0f);
-    kernels().head({&w.packed, &buffer.view, rows, both.whole.data()}, 0, w.packed.Panels());
+    kernels().head({&w.packed, &in, rows, both.whole.data()}, 0, w.packed.Panels());
     const KernelTable table = Counting(kernels());
     CertifiedHead head(table, w.packed);
     ThreadPool pool(threads);
-    pool.Run([&](int thread) { head.Run(pool, thread, buffer.view, rows, both.certified.data()); });
+    pool.Run([&](int thread) { head.Run(pool, thread, in, rows, both.certified.data()); });
     both.panels = whole_panels;
     return both;
   }
