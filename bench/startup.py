@@ -47,14 +47,14 @@ def parse_arguments():
 
 def measure(arguments, folder):
     ready, answered = [], []
-    stubs = serving.load_stubs(folder)
     for number in range(arguments.rounds + 1):  # the first warms the file cache
         begin = time.monotonic()
         cluster = serving.Cluster(pathlib.Path(folder) / str(number))
         seconds = time.monotonic() - begin
         if number < arguments.rounds:
             try:
-                first = serving.first_answer(serving.GrpcDoor(cluster, stubs)).first - begin
+                with serving.GrpcDoor(cluster) as door:
+                    first = door.generate([0], 2)[0].first - begin
             finally:
                 cluster.stop()
             if number > 0:
@@ -68,8 +68,9 @@ def measure(arguments, folder):
         time.sleep(arguments.idle)
         cpu = {name: (processor_seconds(pid) - before[name]) / arguments.idle
                for name, pid in pids.items()}
-        serving.one_stream(serving.GrpcDoor(cluster, stubs), 1, 64)
-        serving.one_stream(serving.SseDoor(cluster, None), 2, 64)
+        with serving.GrpcDoor(cluster) as door:
+            serving.one_stream(door, 1, 64)
+        serving.one_stream(serving.SseDoor(cluster), 2, 64)
         after = {name: resident(pid) for name, pid in pids.items()}
     finally:
         cluster.stop()

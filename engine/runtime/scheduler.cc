@@ -175,6 +175,10 @@ const StepPlan* Scheduler::Plan(double now) {
     PlanPrefill();
     admit = false;  // whoever gives way does not come back at once
   } while (planned_.empty() && RelieveStall());
+  // Such a step may take long: nobody waits for its end to hear of what was chosen before it.
+  if (prompt_rows_ > 0) {
+    for (const auto& sequence : running_) Tell(*sequence);
+  }
   return planned_.empty() ? nullptr : &plan_;
 }
 
@@ -351,7 +355,7 @@ void Scheduler::CommitTokens(Sequence& sequence, double now) {
     for (const TokenInfo& info : sequence.sampled) chosen_.push_back(info.id);
     speculator_->Observe(sequence.handle, chosen_);
   }
-  Chunk chunk;
+  Chunk& chunk = sequence.untold;
   bool ends = false;
   int32_t accepted = 0;
   for (size_t i = 0; i < sequence.sampled.size() && !ends; ++i) {
@@ -379,13 +383,22 @@ void Scheduler::CommitTokens(Sequence& sequence, double now) {
   // The last token's keys and values are still to be computed, those behind it never were the
   // answer's.
   cache_->Truncate(sequence.kv, sequence.Length() - 1);
-  if (!chunk.text.empty() || !chunk.tokens.empty()) {
-    Delivery delivery;
-    delivery.sink = sequence.sink;
-    delivery.chunk = std::move(chunk);
-    deliveries_.push_back(std::move(delivery));
+  // The next chance comes after another such step.
+  const double next = now + (now - planned_at_);
+  if (!sequence.told.has_value() || next - *sequence.told > options_.stream_interval_seconds) {
+    if (Tell(sequence)) sequence.told = now;
   }
   if (ends) End(sequence, absl::OkStatus(), now);
+}
+
+bool Scheduler::Tell(Sequence& sequence) {
+  Chunk& chunk = sequence.untold;
+  if (chunk.text.empty() && chunk.tokens.empty()) return false;
+  Delivery delivery;
+  delivery.sink = sequence.sink;
+  delivery.chunk = std::exchange(chunk, {});
+  deliveries_.push_back(std::move(delivery));
+  return true;
 }
 
 void Scheduler::CountDraft(Sequence& sequence, int32_t accepted) {
@@ -416,6 +429,7 @@ bool Scheduler::Ends(const Sequence& sequence, TokenId id) const {
 void Scheduler::End(Sequence& sequence, absl::Status status, double now) {
   // After a fault nobody knows what the pages hold.
   if (status.code() != absl::StatusCode::kInternal) Remember(sequence, true);
+  Tell(sequence);
   ReleasePages(sequence);
   shares_.Leave(sequence.request.priority, sequence.request.tenant);
   if (speculator_ != nullptr) speculator_->Forget(sequence.handle);

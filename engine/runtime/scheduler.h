@@ -58,6 +58,7 @@ struct SchedulerOptions {
   int32_t max_queued = 128;
   int32_t prefill_chunk = 256;
   double step_target_seconds = 0;  // see EngineOptions
+  double stream_interval_seconds = 0;      // see EngineOptions
   bool prefix_cache = true;
   // Rows of logits in a step for drafts and for scoring together, beside one per running sequence.
   int32_t extra_logit_rows = 32;
@@ -114,6 +115,8 @@ class Scheduler {
   void EndLate(Sequences& sequences, double now);
   void PlanDecode();
   void AddRows(Sequence& sequence, int32_t rows, int32_t logits);
+  // Delivers what of an answer is not told yet; false when that is nothing.
+  bool Tell(Sequence& sequence);
   absl::StatusOr<Speculation> ChooseDrafter(Speculation wanted) const;
   // Room for one more row of running_[index], or no place for that sequence any more.
   void ExtendByPreempting(size_t index);

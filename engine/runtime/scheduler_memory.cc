@@ -12,6 +12,7 @@ void Scheduler::Preempt(size_t index) {
   // If its pages are not needed after all, they are still there when it comes back.
   Remember(*sequence, true);
   ReleasePages(*sequence);
+  Tell(*sequence);
   sequence->draft.clear();
   sequence->preempted = true;
   sequence->leader = 0;

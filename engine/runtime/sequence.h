@@ -77,6 +77,8 @@ struct Sequence {
   double submitted = 0;
   std::optional<double> admitted;  // first time
   std::optional<double> first_token;
+  std::optional<double> told;  // when the last chunk was
+  Chunk untold;
 
   // Of the step that is planned.
   std::vector<TokenId> draft;  // rows behind the last token's, to be verified

@@ -355,6 +355,10 @@ absl::Status ValidateEngineOptions(const EngineOptions& options) {
     return absl::InvalidArgumentError(absl::StrCat(
         "step_target_seconds: ", options.step_target_seconds, " is not a time"));
   }
+  if (!(options.stream_interval_seconds >= 0 && std::isfinite(options.stream_interval_seconds))) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "stream_interval_seconds: ", options.stream_interval_seconds, " is not a time"));
+  }
   RETURN_IF_ERROR(CheckInteger("draft_kv_bytes", options.draft_kv_bytes, kKvBytesRange));
   if (options.speculation == Speculation::kDefault) {
     return absl::InvalidArgumentError("speculation: the engine's own choice cannot be 'default'");
@@ -420,6 +424,7 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateEngineFromParts(const EngineOption
   scheduler.max_queued = options.max_queued;
   scheduler.prefill_chunk = options.prefill_chunk;
   scheduler.step_target_seconds = options.step_target_seconds;
+  scheduler.stream_interval_seconds = options.stream_interval_seconds;
   scheduler.prefix_cache = options.prefix_cache;
   scheduler.extra_logit_rows = kExtraLogitRows;
   scheduler.speculation = options.speculation;

@@ -21,6 +21,10 @@ constexpr char kDefaultModelFile[] = "SmolLM2-135M-Instruct.Q4_1.gguf";
 // not HTTP/2's limit to hide it.
 constexpr int32_t kMaxStreams = 4096;
 
+// A message through decoder and gateway takes 0.5 ms of the cores that the engine runs on, as long
+// as a sixth of a small model's token: 30 messages a second are as smooth as eyes need.
+constexpr double kStreamInterval = 0.033;
+
 constexpr int32_t Low(IntegerRange range) { return static_cast<int32_t>(range.low); }
 constexpr int32_t High(IntegerRange range) { return static_cast<int32_t>(range.high); }
 
@@ -76,6 +80,7 @@ DecoderConfig::DecoderConfig() {
   server.address = "127.0.0.1:7072";
   server.metrics_address = "127.0.0.1:7172";
   server.max_streams = kMaxStreams;
+  engine.stream_interval_seconds = kStreamInterval;
 }
 
 void DeclareDecoderOptions(OptionSet& set, DecoderConfig* config) {
@@ -118,6 +123,9 @@ void DeclareDecoderOptions(OptionSet& set, DecoderConfig* config) {
               "GGUF file with the same vocabulary that drafts, for speculation draft_model.")
       .Bytes("draft_kv_bytes", &engine.draft_kv_bytes, 1LL << 16, 1LL << 44,
              "Budget of the draft model's own KV cache.")
+      .Duration("stream_interval", &engine.stream_interval_seconds, 0, 60,
+                "Between two chunks of an answer, at least; the first comes at once. 0: every "
+                "token at once.")
       .Duration("watchdog", &engine.watchdog_seconds, 0.05, 3600,
                 "A step longer than this makes the decoder unhealthy.");
 }

@@ -291,6 +291,10 @@ absl::StatusOr<bool> ReadCommon(const std::string& key, const json& value, OpenA
   } else if (key == "top_k") {
     ASSIGN_OR_RETURN(const int32_t number, ReadInt(key, value));
     sampling->set_top_k(number);
+  } else if (key == "ignore_eos") {
+    bool ignore = false;
+    RETURN_IF_ERROR(ReadBool(key, value, &ignore));
+    sampling->set_ignore_eos(ignore);
   } else if (key == "user") {
     ASSIGN_OR_RETURN(const std::string user, ReadString(key, value));
     if (user.size() > kMaxUserBytes) {
@@ -390,7 +394,7 @@ absl::StatusOr<OpenAiRequest> ParseOpenAiChat(std::string_view body) {
   for (const auto& [key, value] : document.items()) {
     if (value.is_null()) {
       // Absent, when there is such a field at all.
-      static constexpr std::array<std::string_view, 22> kKnown = {"model",
+      static constexpr std::array<std::string_view, 23> kKnown = {"model",
                                                                   "messages",
                                                                   "stream",
                                                                   "stream_options",
@@ -405,6 +409,7 @@ absl::StatusOr<OpenAiRequest> ParseOpenAiChat(std::string_view body) {
                                                                   "frequency_penalty",
                                                                   "repetition_penalty",
                                                                   "top_k",
+                                                                  "ignore_eos",
                                                                   "user",
                                                                   "max_tokens",
                                                                   "max_completion_tokens",
@@ -461,7 +466,7 @@ absl::StatusOr<OpenAiRequest> ParseOpenAiCompletion(std::string_view body) {
   sampling.set_max_tokens(kDefaultCompletionTokens);
   for (const auto& [key, value] : document.items()) {
     if (value.is_null()) {
-      static constexpr std::array<std::string_view, 19> kKnown = {"model",
+      static constexpr std::array<std::string_view, 20> kKnown = {"model",
                                                                   "prompt",
                                                                   "stream",
                                                                   "stream_options",
@@ -476,6 +481,7 @@ absl::StatusOr<OpenAiRequest> ParseOpenAiCompletion(std::string_view body) {
                                                                   "frequency_penalty",
                                                                   "repetition_penalty",
                                                                   "top_k",
+                                                                  "ignore_eos",
                                                                   "user",
                                                                   "max_tokens",
                                                                   "logprobs",

@@ -116,6 +116,9 @@ struct EngineOptions {
   // A step that computes prompts should take no longer, so that who waits or comes does not wait
   // longer: the chunk is made smaller, by measurement. 0: it is always prefill_chunk.
   double step_target_seconds = 0.05;
+  // Between two chunks of an answer, at least, while steps take no longer: the tokens of meanwhile
+  // come together. The first token and the end are told at once. 0: every token is.
+  double stream_interval_seconds = 0;
   bool prefix_cache = true;  // keep computed prompts and answers for requests that go on
   // Of requests that do not choose; kOff refuses those that do. With kDraftModel n-gram lookup can
   // be chosen too.

@@ -36,7 +36,8 @@ TEST(OpenAiRequestTest, EveryFieldArrives) {
     "temperature": 0, "top_p": 0.5, "top_k": 7, "min_p": 0.1, "presence_penalty": -1,
     "frequency_penalty": 1.5, "repetition_penalty": 1.2, "seed": -1, "stop": ["x", "y"],
     "logit_bias": {"5": -100, "6": 1.5}, "max_completion_tokens": 9, "logprobs": true,
-    "top_logprobs": 4, "user": "me", "response_format": {"type": "text"}, "tools": null})");
+    "top_logprobs": 4, "ignore_eos": true, "user": "me",
+    "response_format": {"type": "text"}, "tools": null})");
   ASSERT_TRUE(request.ok()) << request.status();
   EXPECT_TRUE(request->chat && request->stream && request->include_usage && request->logprobs);
   EXPECT_EQ(request->n, 3);
@@ -61,6 +62,7 @@ TEST(OpenAiRequestTest, EveryFieldArrives) {
   EXPECT_EQ(s.logit_bias().at(6), 1.5f);
   EXPECT_EQ(s.max_tokens(), 9);
   EXPECT_EQ(s.top_logprobs(), 4);
+  EXPECT_TRUE(s.ignore_eos());
 }
 
 TEST(OpenAiRequestTest, DefaultsAreOpenAis) {
@@ -171,6 +173,7 @@ TEST(OpenAiRequestTest, WrongTypesAreNamed) {
       {"max_tokens", {"1.5", "\"9\"", "2147483648"}},
       {"logprobs", {"1", "\"true\""}},
       {"top_logprobs", {"1.5"}},
+      {"ignore_eos", {"1", "\"true\""}},
       {"user", {"5"}},
       {"messages", {"5", "{}", "\"x\""}},
       {"stream_options", {"5"}},

@@ -388,6 +388,18 @@ TEST(StepEngine, ContextIsWhatOptionsModelAndCacheAllow) {
   EXPECT_EQ(context(300, 3), 192);
 }
 
+TEST(StepEngine, TellsWhatItChoseOnceAnInterval) {
+  SharedClock clock;  // stands still: only the first token and the end are due
+  EngineOptions options;
+  options.clock = &clock;
+  options.stream_interval_seconds = 1;
+  const auto engine = MakeEngine(options, FakeParts(options));
+  const auto sink = MustSubmit(*engine, GreedyRequest(PromptOf(4), 8));
+  sink->Wait();
+  EXPECT_EQ(sink->tokens().size(), 8u);
+  EXPECT_EQ(sink->texts().size(), 2u);
+}
+
 TEST(StepEngine, BadOptionsAreNamed) {
   const auto refusal = [](const std::function<void(EngineOptions&)>& change) {
     EngineOptions options;
@@ -407,6 +419,8 @@ TEST(StepEngine, BadOptionsAreNamed) {
   EXPECT_THAT(refusal([](auto& o) { o.prefill_chunk = 0; }), HasSubstr("prefill_chunk: 0"));
   EXPECT_THAT(refusal([](auto& o) { o.step_target_seconds = -1; }),
               HasSubstr("step_target_seconds: -1"));
+  EXPECT_THAT(refusal([](auto& o) { o.stream_interval_seconds = std::nan(""); }),
+              HasSubstr("stream_interval_seconds: nan"));
   EXPECT_THAT(refusal([](auto& o) { o.watchdog_seconds = 0; }), HasSubstr("watchdog_seconds: 0"));
   EXPECT_THAT(refusal([](auto& o) { o.watchdog_seconds = std::nan(""); }),
               HasSubstr("watchdog_seconds: nan"));
