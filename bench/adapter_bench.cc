@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "bench/lib/bench_text.h"
 #include "bench/lib/machine.h"
 #include "bench/lib/print_result.h"
 #include "engine/core/status_macros.h"
@@ -52,7 +53,8 @@ absl::StatusOr<std::string> ReadFile(const std::string& path) {
 
 class Runner {
  public:
-  Runner(Model* model, std::unique_ptr<KvCache> cache) : model_(model), cache_(std::move(cache)) {}
+  Runner(Model* model, std::unique_ptr<KvCache> cache, std::vector<TokenId> text)
+      : model_(model), cache_(std::move(cache)), text_(std::move(text)) {}
 
   // Seconds of each of `steps` steps of one token for sequences with these adapters; the adapters
   // turn by one place a step when `turning`.
@@ -94,12 +96,13 @@ class Runner {
       RETURN_IF_ERROR(cache_->Extend(sequences[i], first + rows));
       plan.sequences.push_back({&sequences[i].pages, plan.Rows(), rows, first, adapters[i]});
       for (int32_t row = 0; row < rows; ++row) {
-        random_ = random_ * 6364136223846793005ULL + 1442695040888963407ULL;
-        plan.tokens.push_back(static_cast<TokenId>(
-            (random_ >> 33) % static_cast<uint64_t>(model_->config().vocabulary_size)));
+        // Every sequence has its own place in the text.
+        plan.tokens.push_back(
+            text_[(i * kDepth + static_cast<size_t>(first + row)) % text_.size()]);
         plan.roles.push_back(rows > 1 ? TokenRole::kPrompt : TokenRole::kGenerated);
       }
       plan.logit_rows.push_back(plan.Rows() - 1);
+      plan.logit_needs.push_back(LogitNeed::kTop);  // greedy
     }
     RETURN_IF_ERROR(model_->Forward(plan, *cache_));
     for (size_t i = 0; i < count; ++i) cache_->Commit(sequences[i], sequences[i].length);
@@ -108,9 +111,9 @@ class Runner {
 
   Model* const model_;
   const std::unique_ptr<KvCache> cache_;
+  const std::vector<TokenId> text_;
   std::vector<int32_t> turns_;
   size_t turn_ = 0;
-  uint64_t random_ = 1;
 };
 
 double Median(std::vector<double> values) {
@@ -152,7 +155,9 @@ absl::StatusOr<nlohmann::json> RunBench(const BenchOptions& options) {
       int64_t{kBatch} * KvCache::PagesFor(std::max(kPrompt, kDepth + options.steps));
   ASSIGN_OR_RETURN(std::unique_ptr<KvCache> cache,
                    KvCache::Create(shape, pages * static_cast<int64_t>(shape.WideBytes())));
-  Runner runner(model.get(), std::move(cache));
+  std::vector<TokenId> text = BenchTokens(*file);
+  if (text.empty()) return absl::InvalidArgumentError("the model has no vocabulary");
+  Runner runner(model.get(), std::move(cache), std::move(text));
   std::vector<int32_t> many;
   for (size_t i = 0; i < kBatch; ++i) many.push_back(held[i % held.size()]->index);
   runner.SetTurns(many);

@@ -22,7 +22,6 @@
 #include "engine/kernels/registry.h"
 #include "engine/model/model.h"
 #include "engine/model/weights.h"
-#include "engine/tokenizer/tokenizer.h"
 
 namespace cogumi::bench {
 namespace {
@@ -81,13 +80,6 @@ class MachineSpeed {
   std::vector<double> bandwidths_, barriers_, vnni_rates_;
 };
 
-// Empty for a model without a vocabulary (of random weights).
-std::vector<TokenId> TextOf(const GgufFile& file) {
-  const absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Create(file);
-  if (!tokenizer.ok()) return {};
-  return (*tokenizer)->Encode(BenchText(), false).ids;
-}
-
 absl::StatusOr<nlohmann::json> RunBench(const BenchOptions& options) {
   ASSIGN_OR_RETURN(const std::vector<SpeedTest> tests, SelectTests(options.tests));
   ASSIGN_OR_RETURN(const std::unique_ptr<GgufFile> file, GgufFile::Open(options.model_path));
@@ -113,7 +105,7 @@ absl::StatusOr<nlohmann::json> RunBench(const BenchOptions& options) {
   std::vector<SpeedTest> all = tests;
   all.push_back(warm_up);
   ASSIGN_OR_RETURN(const std::unique_ptr<SpeedRunner> runner,
-                   SpeedRunner::Create(model.get(), options.chunk, all, TextOf(*file)));
+                   SpeedRunner::Create(model.get(), options.chunk, all, BenchTokens(*file)));
   RETURN_IF_ERROR(runner->Measure(warm_up).status());
   for (const SpeedTest& test : tests) {
     std::vector<double> rates;

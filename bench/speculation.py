@@ -120,7 +120,10 @@ def failures_of(row):
 
 
 def missing_of(rows):
-    """Rows of the whole table that are not there."""
+    """Rows of the whole table that are not there or show nothing."""
+    own = [r for r in rows if r["drafter"] == "self" and r["temperature"] == 0]
+    if own and not any(r["drafted"] for r in own):
+        return ["self, T=0: nothing was drafted, so that nothing was accepted either"]
     seen = {(r["task"], r["drafter"], r["batch"], r["temperature"]) for r in rows}
     wanted = {(t, d, b, float(c)) for t in TASKS for d in DRAFTERS for b in BATCHES
               for c in TEMPERATURES}
@@ -134,7 +137,8 @@ def show(row):
     share = row["accepted"] / row["drafted"] if row["drafted"] else 0
     left_out = f"{row['left_out']}/{row['prompts']}"
     print(f"{row['task']:7}{row['drafter']:8}{row['batch']:6}{row['temperature']:5.1f}"
-          f"{row['plain_rate']:9.1f}{row['rate']:9.1f}{row['speed_up']:8.2f}{share:8.0%}"
+          f"{row['plain_rate']:9.1f}{row['rate']:9.1f}{row['speed_up']:8.2f}"
+          f"{row['whole_speed_up']:8.2f}{share:8.0%}"
           f"{left_out:>9}  {positions}", flush=True)
 
 
@@ -184,7 +188,7 @@ def main():
             drafts["random"] = folder / "random.gguf"
             draft_models.random_weights(serving.model_path(), drafts["random"])
         print(f"{'task':7}{'drafter':8}{'batch':>6}{'T':>5}{'without':>9}{'with':>9}{'ratio':>8}"
-              f"{'kept':>8}{'circles':>9}  accepted per position and draft", flush=True)
+              f"{'whole':>8}{'kept':>8}{'circles':>9}  accepted per position and draft", flush=True)
         for drafter in arguments.drafters:
             tasks_path = folder / f"{drafter}.json"
             tasks_path.write_text(json.dumps(
@@ -198,7 +202,8 @@ def main():
                 rows += result["rows"]
     if arguments.check:
         failures += missing_of(rows)
-    print(f"{configuration}; tokens a second from the last first token of a group")
+    print(f"{configuration}; tokens a second and their ratio from the last first token of a group; "
+          "whole: of the time with prompts")
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:
             json.dump({"kernel_configuration": configuration, "rows": rows}, file, indent=1)

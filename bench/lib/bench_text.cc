@@ -1,5 +1,11 @@
 #include "bench/lib/bench_text.h"
 
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "engine/io/gguf.h"
+#include "engine/tokenizer/tokenizer.h"
+
 namespace cogumi::bench {
 
 std::string_view BenchText() {
@@ -52,6 +58,12 @@ not thought about that. "Take me with you," she said at last. "Only to the islan
 have never seen the lighthouse from the water." He looked at the sky, then at the workshop,
 where her father stood in the door and nodded.
 )";
+}
+
+std::vector<TokenId> BenchTokens(const GgufFile& file) {
+  const absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Create(file);
+  if (!tokenizer.ok()) return {};
+  return (*tokenizer)->Encode(BenchText(), false).ids;
 }
 
 }  // namespace cogumi::bench

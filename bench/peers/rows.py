@@ -74,7 +74,7 @@ class Row:
     def key_of_options(self):
         """Peers' best options are searched per kind of work."""
         if isinstance(self.peer_test, LlamaBatch):
-            return "decode"
+            return f"batch {self.peer_test.sequences}"
         if self.peer_test.generate:
             return "depth" if self.peer_test.depth else "decode"
         return "five" if self.peer_test.prompt < 32 else "prefill"

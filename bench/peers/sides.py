@@ -13,6 +13,7 @@ from rows import LlamaBatch
 
 # A peer that a loaded core stops almost entirely is not waited for.
 LOADED_TIMEOUT = 60
+BATCH_SEARCH_TOKENS = 16  # of each sequence
 
 
 @dataclasses.dataclass
@@ -90,8 +91,23 @@ class LlamaCpp:
     def _options(self, row):
         key = (row.model, row.key_of_options)
         if key not in self._best:
-            self._search(*key)
+            options, rate = self._search_batch(row) if isinstance(row.peer_test, LlamaBatch) \
+                else self._search(*key)
+            self._best[key] = options
+            self._say(f"  {self._label}, {row.model} model, best for {row.key_of_options}: flash "
+                      f"attention {'on' if options['fa'] else 'off'}, micro-batch "
+                      f"{options['ub']}, {options['t']} threads: {rate:.0f} tok/s")
         return self._best[key]
+
+    def _search_batch(self, row):
+        """Flash attention; the prompts' micro-batch is not part of the figure."""
+        test, found = row.peer_test, []
+        for flash in (0, 1):
+            options = {"fa": flash, "t": self._threads, "ub": 512}
+            found.append((options, llama_cpp.batched(
+                self._binaries, self._models[row.model], test.sequences, test.prompt,
+                BATCH_SEARCH_TOKENS, options)))
+        return max(found, key=lambda one: one[1])
 
     def _search(self, model, key):
         """Flash attention, and the micro-batch of prompts or the threads of decoding."""
@@ -107,10 +123,7 @@ class LlamaCpp:
         results = llama_cpp.bench(self._binaries, self._models[model],
                                   [*arguments, "-fa", "0,1"])
         winner = max(results, key=lambda result: max(result["samples"]))
-        options = self._best[model, key] = winner["options"]
-        self._say(f"  {self._label}, {model} model, best for {key}: flash attention "
-                  f"{'on' if options['fa'] else 'off'}, micro-batch {options['ub']}, "
-                  f"{options['t']} threads: {max(winner['samples']):.0f} tok/s")
+        return winner["options"], max(winner["samples"])
 
     def measure(self, row):
         """Tokens a second."""
@@ -119,7 +132,6 @@ class LlamaCpp:
             options["t"] = row.threads
         model = self._models[row.model]
         if isinstance(test, LlamaBatch):
-            options["t"] = self._threads
             return llama_cpp.batched(self._binaries, model, test.sequences, test.prompt,
                                      test.generate, options)
         if test.kv != "f16":

@@ -145,7 +145,7 @@ void DraftModelDrafter::AddRow(const DraftOrder& order, State& state, TokenId to
 
 void DraftModelDrafter::WantLogits(const DraftOrder& order) {
   plan_.logit_rows.push_back(plan_.Rows() - 1);
-  plan_.logit_needs.push_back(order.context.sampler->need());
+  plan_.logit_needs.push_back(order.context.sampler->choice_need());
 }
 
 bool DraftModelDrafter::Pass() {

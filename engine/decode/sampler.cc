@@ -34,10 +34,11 @@ Sampler::Sampler(const SamplingParams& params, uint64_t seed, std::span<const To
       top_logprobs_(params.logprobs ? params.top_logprobs : 0),
       penalises_(params.presence_penalty != 0 || params.frequency_penalty != 0 ||
                  params.repetition_penalty != 1),
-      need_((params.temperature > 0 && params.top_k != 1) || penalises_ ||
-                    !params.logit_bias.empty() || params.logprobs
-                ? LogitNeed::kAll
-                : LogitNeed::kTop),
+      logprobs_(params.logprobs),
+      choice_need_((params.temperature > 0 && params.top_k != 1) || penalises_ ||
+                           !params.logit_bias.empty()
+                       ? LogitNeed::kAll
+                       : LogitNeed::kTop),
       bias_(params.logit_bias) {
   if (repetition_ != 1) {
     for (const TokenId id : prompt) seen_.try_emplace(id);

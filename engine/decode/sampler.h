@@ -40,8 +40,10 @@ class Sampler {
                                             const LogitSummary& summary, int32_t vocabulary,
                                             int32_t top, SamplerScratch& scratch);
 
-  // Without log-probabilities, the greedy choice among raw logits needs the largest alone.
-  LogitNeed need() const { return need_; }
+  // The greedy choice among raw logits needs the largest alone.
+  LogitNeed choice_need() const { return choice_need_; }
+  // Of the choice and what is told of it: log-probabilities need all.
+  LogitNeed need() const { return logprobs_ ? LogitNeed::kAll : choice_need_; }
   uint64_t seed() const { return seed_; }
 
  private:
@@ -58,7 +60,8 @@ class Sampler {
   const float repetition_;
   const int32_t top_logprobs_;
   const bool penalises_;
-  const LogitNeed need_;
+  const bool logprobs_;
+  const LogitNeed choice_need_;
   const std::vector<std::pair<TokenId, float>> bias_;
   // Tokens that penalties apply to, with how often the answer has them. Empty without penalties.
   std::unordered_map<TokenId, int32_t> seen_;

@@ -375,6 +375,8 @@ void Scheduler::CommitTokens(Sequence& sequence, double now) {
     ends = end_token || full || sequence.answer.stopped();
     if (!ends) continue;
     sequence.answer.Finish(chunk);
+    // What was drafted behind the end was not refused.
+    if (i < sequence.draft.size() && sequence.draft[i] == id) sequence.draft.resize(i + 1);
     const bool stop = end_token || sequence.answer.stopped();
     sequence.completion.finish_reason = stop ? FinishReason::kStop : FinishReason::kLength;
     sequence.completion.matched_stop = sequence.answer.matched_stop();

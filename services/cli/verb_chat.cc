@@ -153,17 +153,21 @@ class ChatVerb : public Verb {
     return absl::OkStatus();
   }
 
+  // Where commands answer: with --json standard output is the answers' alone.
+  FILE* Words() const { return json() ? stderr : stdout; }
+
   // True when the conversation is over.
   bool Command(const std::string& line, Connection& connection) {
     std::vector<std::string> words = absl::StrSplit(line, absl::MaxSplits(' ', 2));
     const std::string& name = words[0];
     if (name == "/bye" || name == "/exit" || name == "/quit") return true;
     if (name == "/help" || name == "/?") {
-      std::fputs(kHelp, stdout);
+      std::fputs(kHelp, Words());
     } else if (name == "/clear") {
       auto erased = connection.gateway().EraseSession(session_);
-      std::printf("%s\n", erased.ok() ? absl::StrCat("forgot ", *erased, " turns").c_str()
-                                      : std::string(erased.status().message()).c_str());
+      std::fprintf(Words(), "%s\n",
+                   erased.ok() ? absl::StrCat("forgot ", *erased, " turns").c_str()
+                               : std::string(erased.status().message()).c_str());
     } else if (name == "/show") {
       Show(connection);
     } else if (name == "/set") {
@@ -171,8 +175,8 @@ class ChatVerb : public Verb {
     } else {
       const std::string near =
           services::Suggest(name, {"/set", "/show", "/clear", "/bye", "/help"});
-      std::printf(
-          "there is no command %s%s\n", name.c_str(),
+      std::fprintf(
+          Words(), "there is no command %s%s\n", name.c_str(),
           near.empty() ? "; /help lists them" : absl::StrCat("; is it ", near, "?").c_str());
     }
     return false;
@@ -181,7 +185,7 @@ class ChatVerb : public Verb {
   void Set(const std::vector<std::string>& words) {
     if (words.size() < 3) {
       for (const auto& option : settings_.options()) {
-        std::printf("  %-20s %s\n", option.name.c_str(), option.help.c_str());
+        std::fprintf(Words(), "  %-20s %s\n", option.name.c_str(), option.help.c_str());
       }
       return;
     }
@@ -191,26 +195,28 @@ class ChatVerb : public Verb {
       std::vector<std::string> names;
       for (const auto& option : settings_.options()) names.push_back(option.name);
       const std::string near = services::Suggest(name, names);
-      std::printf("there is no setting %s%s\n", name.c_str(),
-                  near.empty() ? "; /set lists them" : absl::StrCat("; is it ", near, "?").c_str());
+      std::fprintf(
+          Words(), "there is no setting %s%s\n", name.c_str(),
+          near.empty() ? "; /set lists them" : absl::StrCat("; is it ", near, "?").c_str());
       return;
     }
     const absl::Status status = settings_.Set(name, words[2]);
     if (!status.ok()) {
-      std::printf("%s\n", std::string(status.message()).c_str());
+      std::fprintf(Words(), "%s\n", std::string(status.message()).c_str());
     } else {
       set_[name] = words[2];
     }
   }
 
   void Show(Connection& connection) {
-    std::printf("model     %s\nsession   %s\ncluster   %s\n", connection.record().model.c_str(),
-                session_.c_str(),
-                connection.started_here() ? "started for this chat" : "was running already");
+    std::fprintf(Words(), "model     %s\nsession   %s\ncluster   %s\n",
+                 connection.record().model.c_str(), session_.c_str(),
+                 connection.started_here() ? "started for this chat" : "was running already");
     for (const auto& [name, value] : set_) {
-      std::printf("set       %s = %s\n", name.c_str(), value.c_str());
+      std::fprintf(Words(), "set       %s = %s\n", name.c_str(), value.c_str());
     }
-    if (!last_.request_id.empty()) std::printf("last      %s\n", ToJson(last_).str().c_str());
+    if (!last_.request_id.empty())
+      std::fprintf(Words(), "last      %s\n", ToJson(last_).str().c_str());
   }
 
   SamplingFlags sampling_;

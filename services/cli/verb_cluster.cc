@@ -166,8 +166,9 @@ class StopVerb : public Verb {
  public:
   StopVerb()
       : Verb("stop", "",
-             "Stops the clusters that `cogumi serve` started. Running answers finish first.", 0,
-             0) {
+             "Stops the clusters that `cogumi serve` started. Running answers get drain_grace (by "
+             "default 30 s) to finish.",
+             0, 0) {
     options_.Duration("timeout", &timeout_, 0, 3600, "how long to wait for them");
   }
 

@@ -226,7 +226,8 @@ void EventFormat::SetHead() {
 }
 
 void EventFormat::SetReceipt(const v1::Receipt& receipt) {
-  frame_.fingerprint = SystemFingerprint(receipt.model_digest(), receipt.kernel_digest());
+  frame_.fingerprint = SystemFingerprint(receipt.model_digest(), receipt.kernel_digest(),
+                                         receipt.adapter_digest());
   SetHead();
 }
 

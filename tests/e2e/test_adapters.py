@@ -162,10 +162,11 @@ def test_adapters_through_the_openai_door(adapted):
         with concurrent.futures.ThreadPoolExecutor(9) as pool:
             together = list(pool.map(lambda name: (name, ask(api, name)), names * 3))
         assert all(answer == alone[name] for name, answer in together)
-        pieces = api.chat.completions.create(
+        pieces = list(api.chat.completions.create(
             model=names[2], messages=[{"role": "user", "content": QUESTION}], temperature=0,
-            max_tokens=12, stream=True)
-        assert "".join(p.choices[0].delta.content or "" for p in pieces) == alone[names[2]][0]
+            max_tokens=12, stream=True))
+        text = "".join(p.choices[0].delta.content or "" for p in pieces)
+        assert (text, pieces[-1].system_fingerprint) == alone[names[2]]
 
         with pytest.raises(openai.NotFoundError, match="nobody"):
             ask(api, f"{base}:nobody")

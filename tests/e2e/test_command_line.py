@@ -324,8 +324,8 @@ def test_chat_from_a_pipe(cluster):
     assert "max_tokens = 12" in result.stdout and "never" not in result.stdout
     answers = run("chat", "--json", "--max-tokens", "8", environment=cluster.environment,
                   input="One \\\ntwo\nThree\n/clear\n")
-    lines = [json.loads(line) for line in answers.stdout.splitlines() if line.startswith("{")]
-    assert len(lines) == 2
+    lines = [json.loads(line) for line in answers.stdout.splitlines()]
+    assert len(lines) == 2 and "forgot 2 turns" in answers.stderr
     # The second answer knows the first turn.
     assert lines[1]["usage"]["prompt_tokens"] > lines[0]["usage"]["prompt_tokens"]
 

@@ -173,12 +173,20 @@ def test_a_pattern_without_a_match_is_an_error():
 
 
 def test_google_test_reports_are_counted_by_case(tmp_path):
-    report = tmp_path / "report.json"
-    report.write_text("""{"testsuites": [{"name": "S", "testsuite": [
-        {"name": "a", "status": "RUN", "result": "COMPLETED"},
-        {"name": "b", "status": "RUN", "result": "COMPLETED", "failures": [{"failure": "x"}]},
-        {"name": "c", "status": "RUN", "result": "SKIPPED", "skipped": [{"message": "no AVX"}]},
-        {"name": "d", "status": "NOTRUN", "result": "SUPPRESSED"}]}]}""")
+    report = tmp_path / "report.xml"  # as GoogleTest 1.12 writes it
+    report.write_text("""<?xml version="1.0" encoding="UTF-8"?>
+<testsuites tests="4"><testsuite name="S" tests="4">
+<testcase name="a" status="run" result="completed" classname="S" />
+<testcase name="b" status="run" result="completed" classname="S">
+<failure message="x.cc:2&#x0A;x" type=""><![CDATA[x.cc:2
+x]]></failure></testcase>
+<testcase name="c" status="run" result="skipped" classname="S">
+<skipped message="x.cc:3&#x0A;no AVX &lt;5&gt;"><![CDATA[x.cc:3
+no AVX <5>]]></skipped></testcase>
+<testcase name="DISABLED_d" status="notrun" result="suppressed" classname="S" />
+</testsuite></testsuites>""")
     outcome = run_tests.read_gtest(report, "")
     assert (outcome.passed, outcome.failed, outcome.skipped) == (
-        1, ["S.b"], [("S.c", "no AVX")])
+        1, ["S.b"], [("S.c", "no AVX <5>")])
+    report.write_text("<testsuites>")
+    assert len(run_tests.read_gtest(report, "").failed) == 1

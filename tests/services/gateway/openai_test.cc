@@ -513,12 +513,13 @@ TEST(OpenAiResponseTest, TheEndOfAStreamSaysWhatReallyAnswered) {
   v1::Receipt receipt;
   receipt.set_model_digest("another");
   receipt.set_kernel_digest("kernels");
+  receipt.set_adapter_digest("adapter");
   format.SetReceipt(receipt);
   out.clear();
   format.AppendFinish(0, v1::FINISH_REASON_STOP, &out);
   format.AppendDone({}, &out);
   const std::string fingerprint =
-      "\"system_fingerprint\":\"" + SystemFingerprint("another", "kernels") + "\"";
+      "\"system_fingerprint\":\"" + SystemFingerprint("another", "kernels", "adapter") + "\"";
   EXPECT_EQ(out.find("fp_123"), std::string::npos);
   const size_t first = out.find(fingerprint);
   ASSERT_NE(first, std::string::npos);

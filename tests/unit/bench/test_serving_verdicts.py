@@ -49,6 +49,8 @@ def test_a_table_with_holes_does_not_pass():
              for temperature in (0, 1)]
     assert speculation.missing_of(whole) == []
     assert speculation.missing_of(whole[1:]) == ["quote, ngram, batch 1, T=0.0: not measured"]
+    nothing = [{**r, "drafted": 0} if r["drafter"] == "self" else r for r in whole]
+    assert "nothing was drafted" in speculation.missing_of(nothing)[0]
 
 
 @pytest.mark.parametrize("arguments", [["--prompts", "49"], ["--groups", "1"]])

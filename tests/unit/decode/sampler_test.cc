@@ -181,6 +181,12 @@ TEST(Sampler, NeedsTheWholeRowUnlessTheLargestLogitDecides) {
   EXPECT_EQ(need([](SamplingParams& p) { p.presence_penalty = 1; }), LogitNeed::kAll);
   EXPECT_EQ(need([](SamplingParams& p) { p.frequency_penalty = 1; }), LogitNeed::kAll);
   EXPECT_EQ(need([](SamplingParams& p) { p.repetition_penalty = 1.1f; }), LogitNeed::kAll);
+  // Who only chooses, as drafters do, tells no log-probabilities.
+  SamplingParams told = Greedy();
+  told.logprobs = true;
+  EXPECT_EQ(Make(told, 300).choice_need(), LogitNeed::kTop);
+  told.temperature = 1;
+  EXPECT_EQ(Make(told, 300).choice_need(), LogitNeed::kAll);
 }
 
 TEST(Sampler, TinyTemperatureIsGreedy) {

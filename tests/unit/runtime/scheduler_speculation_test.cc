@@ -128,6 +128,8 @@ TEST(Speculation, EndsInsideADraft) {
       ExpectAnswer(*sink, request);
       const SpeculationStats& stats = sink->completion().speculation;
       EXPECT_LE(stats.accepted_tokens, sink->completion().usage.completion_tokens);
+      // What lies behind the end was not refused.
+      EXPECT_EQ(stats.accepted_tokens, stats.drafted_tokens);
       h.ExpectEmpty();
     }
   }
