@@ -72,7 +72,8 @@ def measure_arrivals(folder, folders):
     """[(cold, resident)] seconds until the first token."""
     cluster = serving.Cluster(pathlib.Path(folder) / "cluster")
     try:
-        serving.first_answer(serving.SseDoor(cluster, None))
+        with serving.GrpcDoor(cluster) as door:
+            door.generate([0], 2)  # warm; asks again until the gateway has found the decoder
         names = {}
         for path in folders:
             shown = subprocess.run(

@@ -185,6 +185,16 @@ TEST_F(Soak, EveryEndLeavesNothingBehind) {
   EXPECT_GT(stats.preemptions, 0u);
 }
 
+TEST_F(Soak, WithoutAPrefixCacheEveryGaugeEndsAtZero) {
+  options_.prefix_cache = false;
+  auto engine = Engine::Create(options_);
+  ASSERT_TRUE(engine.ok()) << engine.status();
+  const EngineStats stats = Run(**engine, Requests(10000));
+  EXPECT_GT(stats.preemptions, 0u);
+  EXPECT_EQ(stats.kv_bytes_cached, 0);
+  for (const KvUsage& usage : stats.kv_blocks) EXPECT_EQ(usage.bytes, 0) << usage.precision;
+}
+
 TEST_F(Soak, WithNarrowPagesAdaptersAndNoPrefixCache) {
   for (const KvFormat format : {KvFormat::kInt4, KvFormat::kK8V4}) {
     options_.kv_format = format;
