@@ -76,7 +76,7 @@ def test_every_series_has_moved(cluster, service):
 
 def test_every_name_is_in_the_manual():
     text = (ROOT / "docs" / "operations.md").read_text()
-    documented = set(re.findall(r"`((?:cogumi|vllm|process)[a-z_:]*\*?)`", text))
+    documented = set(re.findall(r"`((?:cogumi|vllm|process)[a-z0-9_:]*\*?)`", text))
     prefixes = tuple(name[:-1] for name in documented if name.endswith("*"))
     missing = set()
     for name in {name for series in MOVED.values() for name in series}:
