@@ -40,7 +40,8 @@ def parse_arguments():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true",
                         help=f"fail below {ONE_BOUND} (one stream) or {MANY_BOUND} (many)")
-    parser.add_argument("--rounds", type=int, default=5, help=f"of {ONES} times one stream and once many")
+    parser.add_argument("--rounds", type=int, default=5,
+                        help=f"of {ONES} times one stream and once many")
     parser.add_argument("--tokens", type=int, default=128, help="of each answer")
     parser.add_argument("--streams", type=int, default=32, help="of the row with many streams")
     parser.add_argument("--json", metavar="OUT", help="write the figures here")

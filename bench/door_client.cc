@@ -1,4 +1,4 @@
-// Streams through the gateway's gRPC interface, for bench/door and bench/startup.
+// Streams through the gateway's gRPC interface, for bench/door, startup and modifiers.
 //
 //   cogumi-door-client ADDRESS
 //

@@ -1,7 +1,7 @@
-"""What bench/door and bench/startup share: a cluster of real processes and light clients of it.
+"""What the benchmarks of whole clusters share: one of real processes, and light clients of it.
 
-The clients stand on the same cores as the engine, so they do little: messages are counted, not
-parsed; the last one tells how many tokens came.
+The clients stand on the same cores as the engine, so they do little: messages are counted, and the
+last one tells how many tokens came.
 """
 import concurrent.futures
 import json

@@ -91,8 +91,8 @@ class LlamaCpp:
     def _options(self, row):
         key = (row.model, row.key_of_options)
         if key not in self._best:
-            options, rate = self._search_batch(row) if isinstance(row.peer_test, LlamaBatch) \
-                else self._search(*key)
+            batch = isinstance(row.peer_test, LlamaBatch)
+            options, rate = self._search_batch(row) if batch else self._search(row)
             self._best[key] = options
             self._say(f"  {self._label}, {row.model} model, best for {row.key_of_options}: flash "
                       f"attention {'on' if options['fa'] else 'off'}, micro-batch "
@@ -109,7 +109,7 @@ class LlamaCpp:
                 BATCH_SEARCH_TOKENS, options)))
         return max(found, key=lambda one: one[1])
 
-    def _search(self, model, key):
+    def _search(self, row):
         """Flash attention, and the micro-batch of prompts or the threads of decoding."""
         threads = ",".join(str(count) for count in sorted({1, self._threads}))
         arguments = {
@@ -119,8 +119,8 @@ class LlamaCpp:
             "five": ["-p", "5", "-n", "0", "-r", "8", "-ub", "512", "-t", str(self._threads)],
             "depth": ["-p", "0", "-n", "16", "-d", "1024", "-r", "1", "-ub", "512",
                       "-t", str(self._threads)],
-        }[key]
-        results = llama_cpp.bench(self._binaries, self._models[model],
+        }[row.key_of_options]
+        results = llama_cpp.bench(self._binaries, self._models[row.model],
                                   [*arguments, "-fa", "0,1"])
         winner = max(results, key=lambda result: max(result["samples"]))
         return winner["options"], max(winner["samples"])

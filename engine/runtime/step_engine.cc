@@ -341,6 +341,11 @@ absl::Status CheckInteger(const std::string& name, int64_t value, IntegerRange r
       absl::StrCat(name, ": ", value, " is outside [", range.low, ", ", range.high, "]"));
 }
 
+absl::Status CheckTime(const std::string& name, double seconds) {
+  if (seconds >= 0 && std::isfinite(seconds)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(name, ": ", seconds, " is not a time"));
+}
+
 }  // namespace
 
 absl::Status ValidateEngineOptions(const EngineOptions& options) {
@@ -351,14 +356,8 @@ absl::Status ValidateEngineOptions(const EngineOptions& options) {
   RETURN_IF_ERROR(CheckInteger("max_running", options.max_running, kMaxRunningRange));
   RETURN_IF_ERROR(CheckInteger("max_queued", options.max_queued, kMaxQueuedRange));
   RETURN_IF_ERROR(CheckInteger("prefill_chunk", options.prefill_chunk, kPrefillChunkRange));
-  if (!(options.step_target_seconds >= 0 && std::isfinite(options.step_target_seconds))) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "step_target_seconds: ", options.step_target_seconds, " is not a time"));
-  }
-  if (!(options.stream_interval_seconds >= 0 && std::isfinite(options.stream_interval_seconds))) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "stream_interval_seconds: ", options.stream_interval_seconds, " is not a time"));
-  }
+  RETURN_IF_ERROR(CheckTime("step_target_seconds", options.step_target_seconds));
+  RETURN_IF_ERROR(CheckTime("stream_interval_seconds", options.stream_interval_seconds));
   RETURN_IF_ERROR(CheckInteger("draft_kv_bytes", options.draft_kv_bytes, kKvBytesRange));
   if (options.speculation == Speculation::kDefault) {
     return absl::InvalidArgumentError("speculation: the engine's own choice cannot be 'default'");

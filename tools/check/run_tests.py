@@ -109,24 +109,24 @@ def gtest_cases(entry: CtestEntry) -> list[str] | None:
     return cases
 
 
-def read_gtest(report: pathlib.Path, prefix: str) -> Outcome:
-    outcome = Outcome()
+def read_junit(report: pathlib.Path, prefix: str, separator: str) -> Outcome:
+    """What GoogleTest or pytest wrote; `separator` stands between class and case."""
     try:
-        suites = xml.etree.ElementTree.parse(report).getroot()
+        suites = xml.etree.ElementTree.parse(report)
     except xml.etree.ElementTree.ParseError as error:
         return Outcome(failed=[f"{prefix}{report.name} ({error})"])
-    for suite in suites:
-        for case in suite.findall("testcase"):
-            name = f"{prefix}{suite.get('name')}.{case.get('name')}"
-            skipped = case.find("skipped")
-            if case.find("failure") is not None:
-                outcome.failed.append(name)
-            elif skipped is not None:
-                # "FILE:LINE", then the words.
-                words = skipped.get("message", "").split("\n", 1)[-1].strip()
-                outcome.skipped.append((name, words or "no reason given"))
-            elif case.get("status") == "run":
-                outcome.passed += 1
+    outcome = Outcome()
+    for case in suites.iter("testcase"):
+        name = f"{prefix}{case.get('classname')}{separator}{case.get('name')}"
+        skipped = case.find("skipped")
+        if case.find("failure") is not None or case.find("error") is not None:
+            outcome.failed.append(name)
+        elif skipped is not None:
+            # GoogleTest's words follow a line "FILE:LINE".
+            words = re.sub(r"^\S+:\d+\n", "", skipped.get("message", "")).strip()
+            outcome.skipped.append((name, words or "no reason given"))
+        elif case.get("status") != "notrun":
+            outcome.passed += 1
     return outcome
 
 
@@ -172,7 +172,7 @@ def run_entry(entry: CtestEntry, pattern: re.Pattern | None, list_only: bool, pr
     code = run_command(command, log, timeout, cwd=entry.directory,
                        env={**inherited, **entry.environment, **environment})
     if cases is not None and report.exists():
-        outcome = read_gtest(report, name + "/")
+        outcome = read_junit(report, name + "/", ".")
         if code != 0 and not outcome.failed:
             outcome.failed.append(f"{name} ({describe(code, timeout)} after its tests)")
     elif code == 0:
@@ -219,17 +219,7 @@ def run_pytest(subset: str, folder: str, pattern: re.Pattern | None,
     start = time.monotonic()
     code = run_command([sys.executable, "-m", "pytest", "-q", "-rs", "--junitxml", str(report),
                         *targets], log, PYTEST_TIMEOUT_SECONDS, cwd=ROOT)
-    outcome = Outcome()
-    if report.exists():
-        for case in xml.etree.ElementTree.parse(report).iter("testcase"):
-            name = f"{case.get('classname')}::{case.get('name')}"
-            skipped = case.find("skipped")
-            if case.find("failure") is not None or case.find("error") is not None:
-                outcome.failed.append(name)
-            elif skipped is not None:
-                outcome.skipped.append((name, skipped.get("message") or "no reason given"))
-            else:
-                outcome.passed += 1
+    outcome = read_junit(report, "", "::") if report.exists() else Outcome()
     if code not in (0, 5) and not outcome.failed:
         outcome.failed.append(f"pytest {folder} ({describe(code, PYTEST_TIMEOUT_SECONDS)})")
     show(f"pytest {folder}", outcome, time.monotonic() - start, log)

@@ -185,8 +185,8 @@ x]]></failure></testcase>
 no AVX <5>]]></skipped></testcase>
 <testcase name="DISABLED_d" status="notrun" result="suppressed" classname="S" />
 </testsuite></testsuites>""")
-    outcome = run_tests.read_gtest(report, "")
+    outcome = run_tests.read_junit(report, "", ".")
     assert (outcome.passed, outcome.failed, outcome.skipped) == (
         1, ["S.b"], [("S.c", "no AVX <5>")])
     report.write_text("<testsuites>")
-    assert len(run_tests.read_gtest(report, "").failed) == 1
+    assert len(run_tests.read_junit(report, "", ".").failed) == 1
