@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "engine/core/arrivals.h"
 #include "engine/kernels/packed_matrix.h"
 
 namespace cogumi {
@@ -32,9 +33,9 @@ inline constexpr int kLoraGroupLinears = 3;
 // One adapter's difference to one layer. A view; the adapter owns the memory.
 struct LoraLayer {
   struct Shrink {
-    const uint16_t* a = nullptr;     // [ranks][LoraStride(inputs)], the rest of a row is zero
-    const float* scale = nullptr;    // [ranks]
-    int ranks = 0;                   // of all linears of the group; 0: none is changed
+    const uint16_t* a = nullptr;   // [ranks][LoraStride(inputs)], the rest of a row is zero
+    const float* scale = nullptr;  // [ranks]
+    int ranks = 0;                 // of all linears of the group; 0: none is changed
   };
   struct Expand {
     const uint16_t* b = nullptr;  // [panels][rank][32 outputs]
@@ -60,10 +61,25 @@ struct LoraSlots {
   const LoraRun* runs = nullptr;               // the slots that have one
   int run_count = 0;
   int layer = 0;
-  // What shrink has computed of the group at hand: [slots][kLoraValues].
+  // What shrink has computed of the group at hand: [slots][kLoraValues]. Threads share the work:
+  // complete when `awaited` of them have arrived; null: it is.
   float* values = nullptr;
+  const Arrivals* shrunk = nullptr;
+  int64_t awaited = 0;
 };
 inline constexpr size_t kLoraValues = kLoraGroupLinears * kMaxLoraRank;
+
+// Ranks [begin, end) of an adapter's group that one of `parts` callers computes, in whole blocks.
+struct LoraRanks {
+  int begin;
+  int end;
+};
+inline constexpr int kLoraRankBlock = 4;
+inline constexpr LoraRanks ShareOfRanks(int ranks, int part, int parts) {
+  const int blocks = (ranks + kLoraRankBlock - 1) / kLoraRankBlock;
+  const int end = blocks * (part + 1) / parts * kLoraRankBlock;
+  return {blocks * part / parts * kLoraRankBlock, end < ranks ? end : ranks};
+}
 
 // values = scale * A x, for the slots that have an adapter.
 struct LoraShrinkArgs {
@@ -71,6 +87,9 @@ struct LoraShrinkArgs {
   LoraGroup group = LoraGroup::kQkv;
   const float* x = nullptr;  // [slots][inputs]: the linears' input before it was quantised
   int inputs = 0;
+  // Of each adapter's ranks, the caller's share; others compute the rest.
+  int part = 0;
+  int parts = 1;
 };
 
 }  // namespace cogumi

@@ -13,7 +13,7 @@ namespace {
 
 template <class T>
 struct LoraOps {
-  static constexpr int kBlock = 4;  // slots and ranks at a time
+  static constexpr int kBlock = kLoraRankBlock;  // slots and ranks at a time
 
   static void Shrink(const LoraShrinkArgs& args, int slot_begin, int slot_end) {
     const LoraSlots& lora = *args.lora;
@@ -23,10 +23,11 @@ struct LoraOps {
       const int begin = slot_begin > run.first ? slot_begin : run.first;
       const int run_end = run.first + run.count;
       const int end = slot_end < run_end ? slot_end : run_end;
+      const LoraRanks share = ShareOfRanks(shrink.ranks, args.part, args.parts);
       for (int slot = begin; slot < end; slot += kBlock) {
         const int slots = end - slot < kBlock ? end - slot : kBlock;
-        for (int rank = 0; rank < shrink.ranks; rank += kBlock) {
-          const int ranks = shrink.ranks - rank < kBlock ? shrink.ranks - rank : kBlock;
+        for (int rank = share.begin; rank < share.end; rank += kBlock) {
+          const int ranks = share.end - rank < kBlock ? share.end - rank : kBlock;
           ShrinkItem(args, shrink, slot, slots, rank, ranks);
         }
       }
@@ -36,6 +37,7 @@ struct LoraOps {
   // Adds B times the values of slots [slot, slot + n) to a tile of the linear's panel.
   static void Expand(const LoraSlots& lora, LlamaLinear linear, int panel, int panels, int slot,
                      int n, float* tile) {
+    if (lora.shrunk != nullptr) lora.shrunk->Await(lora.awaited);
     for (int r = 0; r < n;) {
       const LoraLayer* layers = lora.adapters[slot + r];
       int end = r + 1;

@@ -15,6 +15,7 @@
 #include "engine/model/activation_buffer.h"
 #include "engine/model/adapter_table.h"
 #include "engine/model/certified_head.h"
+#include "engine/model/lora_ahead.h"
 #include "engine/model/model.h"
 #include "engine/model/weights.h"
 
@@ -210,6 +211,7 @@ class Transformer final : public Model {
   void PrepareAdapters(const StepPlan& plan) {
     lora_runs_.clear();
     lora_groups_.fill(false);
+    shrunk_.Reset();
     for (const StepSequence& s : plan.sequences) {
       const Adapter* adapter = s.adapter >= 0 ? adapters_.At(s.adapter) : nullptr;
       const LoraLayer* layers = adapter != nullptr ? adapter->layers() : nullptr;
@@ -232,23 +234,46 @@ class Transformer final : public Model {
     }
     if (!lora_runs_.empty() && lora_values_.empty()) {
       lora_values_.resize(static_cast<size_t>(options_.max_rows) * kLoraValues);
-      lora_private_.resize(static_cast<size_t>(pool_.size() * kPrivateRows) * kLoraValues);
     }
   }
 
   bool Adapts(LoraGroup group) const { return lora_groups_[static_cast<size_t>(group)]; }
 
-  // Computes the short vectors of a group's adapters for slots [begin, end) from the float32 form
-  // of their input; nothing when no slot's adapter changes the group.
-  void Shrink(const LoraSlots& lora, LoraGroup group, const Activations& in, int begin,
-              int end) const {
+  // A thread's share of the short vectors of a group's adapters, from the float32 form of their
+  // input: of the ranks when there are few rows, which every thread has then, else of the rows.
+  // Nothing when no slot's adapter changes the group. Who adds them waits for the others' shares.
+  void Shrink(LoraSlots* lora, LoraGroup group, const Activations& in, int rows, int thread) {
     if (!Adapts(group)) return;
     LoraShrinkArgs args;
-    args.lora = &lora;
+    args.lora = lora;
     args.group = group;
     args.x = in.f32;
     args.inputs = in.inputs;
-    kernels_.lora_shrink(args, begin, end);
+    if (rows <= kPrivateRows) {
+      args.part = thread;
+      args.parts = team_.size();
+      kernels_.lora_shrink(args, 0, rows);
+    } else {
+      const auto [begin, end] = pool_.Share(rows, thread);
+      kernels_.lora_shrink(args, begin, end);
+    }
+    shrunk_.Arrive();
+    lora->awaited += team_.size();
+  }
+
+  // Runs a product over panels; meanwhile, when rows are few, fetches the thread's share of the A
+  // that the layer's next group of linears will read.
+  template <class Product>
+  void ForEachPanel(int panels, int thread, int rows, const LoraSlots& lora, int layer,
+                    LoraGroup next, int inputs, const Product& product) {
+    if (lora.run_count == 0 || rows > kPrivateRows || layer == config_.layers) {
+      return pool_.ForEach(panels, thread, product);
+    }
+    LoraAhead ahead(lora, layer, next, inputs, thread, team_.size(), panels / team_.size() - 1);
+    pool_.ForEach(panels, thread, [&](int begin, int end) {
+      ahead.Fetch();
+      product(begin, end);
+    });
   }
 
   // Every form in which a row sees a page is there, or can be made.
@@ -396,7 +421,7 @@ class Transformer final : public Model {
   // privately when there are few.
   const Activations& Normalise(const float* x, const float* weight, int inputs, int rows,
                                const Slots& slots, InputForms forms, int thread,
-                               const LoraSlots* lora = nullptr, LoraGroup group = LoraGroup::kQkv) {
+                               LoraSlots* lora = nullptr, LoraGroup group = LoraGroup::kQkv) {
     const bool few = rows <= kPrivateRows;
     // Each thread has its own view; the shared ones point to the same memory.
     Activations& out = few ? private_[static_cast<size_t>(thread)].view
@@ -414,7 +439,7 @@ class Transformer final : public Model {
     args.out = &out;
     const auto [begin, end] = few ? ThreadPool::Range{0, rows} : pool_.Share(rows, thread);
     kernels_.norm_quantise(args, begin, end);
-    if (lora != nullptr) Shrink(*lora, group, out, begin, end);
+    if (lora != nullptr) Shrink(lora, group, out, rows, thread);
     if (!few) pool_.Barrier();
     return out;
   }
@@ -436,16 +461,18 @@ class Transformer final : public Model {
     lora.adapters = lora_of_slot_.data();
     lora.runs = lora_runs_.data();
     lora.run_count = static_cast<int>(lora_runs_.size());
-    // Few rows: every thread shrinks them for itself, as it normalises them.
-    lora.values =
-        rows <= kPrivateRows
-            ? lora_private_.data() + static_cast<size_t>(thread * kPrivateRows) * kLoraValues
-            : lora_values_.data();
+    lora.values = lora_values_.data();
+    lora.shrunk = &shrunk_;
     for (size_t l = 0; l < weights_->layers.size(); ++l) {
       const LayerWeights& layer = weights_->layers[l];
       lora.layer = static_cast<int>(l);
       const KvLayout layout = kv.Layout(static_cast<int>(l));
 
+      const int qkv_panels = layer.q.Panels() + layer.k.Panels() + layer.v.Panels();
+      const int first = pool_.Share(qkv_panels, thread).begin;
+      if (first < layer.q.Panels()) FetchLoraPanel(lora, LlamaLinear::kQ, first);
+      FetchLoraPanel(lora, LlamaLinear::kK, 0);
+      FetchLoraPanel(lora, LlamaLinear::kV, 0);
       InputForms forms;
       for (const PackedMatrix* w : {&layer.q, &layer.k, &layer.v}) forms.Add(*w, format);
       QkvRopeAppendArgs qkv;
@@ -463,8 +490,8 @@ class Transformer final : public Model {
       qkv.rope_dim = config_.rope_dim;
       qkv.kv_rows = kv_rows_.data();
       qkv.kv = layout;
-      pool_.ForEach(layer.q.Panels() + layer.k.Panels() + layer.v.Panels(), thread,
-                    [&](int begin, int end) { kernels_.qkv_rope_append(qkv, begin, end); });
+      ForEachPanel(qkv_panels, thread, rows, lora, lora.layer, LoraGroup::kO, q_width,
+                   [&](int begin, int end) { kernels_.qkv_rope_append(qkv, begin, end); });
 
       if (!stores_.empty()) {
         const StoreKvArgs store{kv_rows_.data(), stores_.data(), layout};
@@ -489,6 +516,7 @@ class Transformer final : public Model {
                       [&](int begin, int end) { kernels_.merge_attention(attention, begin, end); });
       }
 
+      FetchLoraPanel(lora, LlamaLinear::kO, pool_.Share(layer.o.Panels(), thread).begin);
       forms = {};
       forms.Add(layer.o, format);
       ProjectResidualArgs project;
@@ -498,9 +526,12 @@ class Transformer final : public Model {
       project.w = &layer.o;
       project.rows = rows;
       project.x = x_.data();
-      pool_.ForEach(layer.o.Panels(), thread,
-                    [&](int begin, int end) { kernels_.project_residual(project, begin, end); });
+      ForEachPanel(layer.o.Panels(), thread, rows, lora, lora.layer, LoraGroup::kGateUp, width,
+                   [&](int begin, int end) { kernels_.project_residual(project, begin, end); });
 
+      for (const LlamaLinear linear : {LlamaLinear::kGate, LlamaLinear::kUp}) {
+        FetchLoraPanel(lora, linear, pool_.Share(layer.gate.Panels(), thread).begin);
+      }
       forms = {};
       for (const PackedMatrix* w : {&layer.gate, &layer.up}) forms.Add(*w, format);
       GateUpSwigluArgs swiglu;
@@ -520,22 +551,18 @@ class Transformer final : public Model {
       ffn.want_quantised = forms.quantised;
       ffn.want_f32 = forms.f32;
       swiglu.out = &ffn;
-      pool_.ForEach(layer.gate.Panels(), thread,
-                    [&](int begin, int end) { kernels_.gate_up_swiglu(swiglu, begin, end); });
+      ForEachPanel(layer.gate.Panels(), thread, rows, lora, lora.layer, LoraGroup::kDown,
+                   config_.feed_forward_length,
+                   [&](int begin, int end) { kernels_.gate_up_swiglu(swiglu, begin, end); });
 
       project.in = &ffn;
       project.lora = Adapts(LoraGroup::kDown) ? &lora : nullptr;
-      if (project.lora != nullptr) {
-        // Its rows were made by all threads, panel by panel.
-        const bool few = rows <= kPrivateRows;
-        const auto [begin, end] = few ? ThreadPool::Range{0, rows} : pool_.Share(rows, thread);
-        Shrink(lora, LoraGroup::kDown, ffn, begin, end);
-        if (!few) pool_.Barrier();
-      }
+      FetchLoraPanel(lora, LlamaLinear::kDown, pool_.Share(layer.down.Panels(), thread).begin);
+      Shrink(&lora, LoraGroup::kDown, ffn, rows, thread);
       project.w = &layer.down;
       project.linear = LlamaLinear::kDown;
-      pool_.ForEach(layer.down.Panels(), thread,
-                    [&](int begin, int end) { kernels_.project_residual(project, begin, end); });
+      ForEachPanel(layer.down.Panels(), thread, rows, lora, lora.layer + 1, LoraGroup::kQkv, width,
+                   [&](int begin, int end) { kernels_.project_residual(project, begin, end); });
     }
     const int wanted = static_cast<int>(plan.logit_rows.size());
     if (wanted == 0) return;
@@ -625,8 +652,8 @@ class Transformer final : public Model {
   std::vector<const LoraLayer*> lora_of_row_, lora_of_slot_;
   std::vector<LoraRun> lora_runs_;
   std::array<bool, kLoraGroups> lora_groups_{};  // that some row's adapter changes
-  // [slots][kLoraValues], shared and one a thread; with the first adapter.
-  std::vector<float> lora_values_, lora_private_;
+  std::vector<float> lora_values_;               // [slots][kLoraValues]; with the first adapter
+  Arrivals shrunk_;                              // in lora_values_
   std::vector<AttentionItem> items_;
   std::vector<AttentionItem> merges_;      // whose partial results are to be merged
   std::vector<float> partials_of_chunks_;  // of attention

@@ -95,13 +95,15 @@ struct Rows {
     values.assign(rows.size() * kLoraValues, NAN);
     view = {adapters.data(), runs.data(), static_cast<int>(runs.size()), 0, values.data()};
   }
-  // In `shares` calls, as threads share it.
-  void Shrink(const KernelTable& kernels, LoraGroup group, const float* x, int inputs,
-              int shares) {
-    const LoraShrinkArgs args{&view, group, x, inputs};
+  // Shared by rows and by ranks, into `shares` of each, as threads do.
+  void Shrink(const KernelTable& kernels, LoraGroup group, const float* x, int inputs, int shares) {
+    LoraShrinkArgs args{&view, group, x, inputs};
+    args.parts = shares;
     const int rows = static_cast<int>(adapters.size());
     for (int i = 0; i < shares; ++i) {
-      kernels.lora_shrink(args, rows * i / shares, rows * (i + 1) / shares);
+      for (args.part = 0; args.part < shares; ++args.part) {
+        kernels.lora_shrink(args, rows * i / shares, rows * (i + 1) / shares);
+      }
     }
   }
   std::vector<const LoraLayer*> adapters;
@@ -163,7 +165,7 @@ TEST_P(LoraConformance, AddsTheDifferenceOfEveryRank) {
                               random_);
       const RandomAdapter two(LoraGroup::kDown, {LlamaLinear::kDown}, {outputs}, 2, inputs,
                               random_);
-      const std::vector<const RandomAdapter*> adapters = {&one, nullptr, &two, &one, &one,
+      const std::vector<const RandomAdapter*> adapters = {&one, nullptr, &two, &one,   &one,
                                                           &one, &one,    &one, nullptr};
       const std::vector<float> base = Project(w, x, rows, nullptr);
       const std::vector<float> got = Project(w, x, rows, &adapters, 3);
@@ -175,8 +177,8 @@ TEST_P(LoraConformance, AddsTheDifferenceOfEveryRank) {
             ASSERT_EQ(got[at], base[at]) << "a row without an adapter";
             continue;
           }
-          const double difference = adapter->Difference(LoraGroup::kDown, LlamaLinear::kDown,
-                                                        x.data() + r * inputs, o);
+          const double difference =
+              adapter->Difference(LoraGroup::kDown, LlamaLinear::kDown, x.data() + r * inputs, o);
           ASSERT_NEAR(static_cast<double>(got[at]), static_cast<double>(base[at]) + difference,
                       2e-5 * std::sqrt(static_cast<double>(inputs * rank)))
               << "rank " << rank << " inputs " << inputs << " row " << r << " output " << o;
@@ -208,8 +210,8 @@ TEST_P(LoraConformance, BitsOfARowDependOnItAlone) {
     const std::vector<const RandomAdapter*> own = {adapters[static_cast<size_t>(r)]};
     const std::vector<float> row(x.begin() + r * inputs, x.begin() + (r + 1) * inputs);
     const std::vector<float> alone = Project(w, row, 1, &own);
-    ASSERT_EQ(0, std::memcmp(alone.data(), together.data() + r * outputs,
-                             alone.size() * sizeof(float)))
+    ASSERT_EQ(
+        0, std::memcmp(alone.data(), together.data() + r * outputs, alone.size() * sizeof(float)))
         << "row " << r;
   }
 }
@@ -241,8 +243,8 @@ TEST_P(LoraConformance, GateAndUpAreAdaptedBeforeTheirProduct) {
         const float* row = x.data() + r * inputs;
         const double g = adapter.Difference(LoraGroup::kGateUp, LlamaLinear::kGate, row, o);
         const double u = adapter.Difference(LoraGroup::kGateUp, LlamaLinear::kUp, row, o);
-        ASSERT_NEAR(static_cast<double>(out.view.f32[r * outputs + o]),
-                    g / (1 + std::exp(-g)) * u, 1e-3)
+        ASSERT_NEAR(static_cast<double>(out.view.f32[r * outputs + o]), g / (1 + std::exp(-g)) * u,
+                    1e-3)
             << r << " " << o;
       }
     }
@@ -258,8 +260,7 @@ TEST_P(LoraConformance, QueriesAndKeysAreAdaptedBeforeTheyTurn) {
   TestMatrix wv(GgmlType::kF32, head_dim, inputs, random_);
   for (TestMatrix* w : {&wq, &wk, &wv}) std::memset(w->packed.data, 0, w->packed.Bytes());
   const std::vector<float> x = RandomFloats(rows * inputs);
-  const RandomAdapter adapter(LoraGroup::kQkv,
-                              {LlamaLinear::kQ, LlamaLinear::kK, LlamaLinear::kV},
+  const RandomAdapter adapter(LoraGroup::kQkv, {LlamaLinear::kQ, LlamaLinear::kK, LlamaLinear::kV},
                               {2 * head_dim, head_dim, head_dim}, 6, inputs, random_);
   const auto in = Quantised(x.data(), rows, inputs);
   Rows lora(std::vector<const RandomAdapter*>(rows, &adapter));
@@ -294,8 +295,7 @@ TEST_P(LoraConformance, QueriesAndKeysAreAdaptedBeforeTheyTurn) {
   args.rope_dim = head_dim;
   args.kv = layout;
   args.lora = &lora.view;
-  kernels().qkv_rope_append(args, 0,
-                            wq.packed.Panels() + wk.packed.Panels() + wv.packed.Panels());
+  kernels().qkv_rope_append(args, 0, wq.packed.Panels() + wk.packed.Panels() + wv.packed.Panels());
   const auto want = [&](LlamaLinear linear, int r, int o) {
     return adapter.Difference(LoraGroup::kQkv, linear, x.data() + r * inputs, o);
   };
