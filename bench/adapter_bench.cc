@@ -1,6 +1,5 @@
 // cogumi-adapter-bench: what adapters cost in the forward pass, as one object of JSON on standard
-// output. bench/modifiers runs it. Every round measures all cases in turns, so that a machine that
-// drifts changes all of them alike.
+// output. bench/modifiers runs it.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
@@ -27,8 +26,8 @@ namespace cogumi::bench {
 namespace {
 
 constexpr int32_t kBatch = 8;
-constexpr int32_t kDepth = 64;     // tokens before the steps that are timed
-constexpr int32_t kPrompt = 256;   // rows of a timed prompt
+constexpr int32_t kDepth = 64;    // tokens before the steps that are timed
+constexpr int32_t kPrompt = 256;  // rows of a timed prompt
 constexpr int64_t kAdapterBytes = int64_t{4} << 30;
 
 struct BenchOptions {
@@ -56,22 +55,38 @@ class Runner {
   Runner(Model* model, std::unique_ptr<KvCache> cache, std::vector<TokenId> text)
       : model_(model), cache_(std::move(cache)), text_(std::move(text)) {}
 
-  // Seconds of each of `steps` steps of one token for sequences with these adapters; the adapters
-  // turn by one place a step when `turning`.
-  absl::StatusOr<std::vector<double>> Decode(std::vector<int32_t> adapters, int steps,
-                                             bool turning = false) {
-    std::vector<KvSequence> sequences(adapters.size());
-    std::vector<double> seconds;
-    for (size_t i = 0; i < sequences.size(); ++i) {
-      RETURN_IF_ERROR(Step(&sequences[i], &adapters[i], 1, kDepth));
+  // A batch that steps token by token: an adapter a sequence, -1 for none; the first one's turns by
+  // one place a step when `turning`.
+  struct Case {
+    const char* name;
+    std::vector<int32_t> adapters;
+    bool turning = false;
+  };
+
+  // Per case the seconds of `steps` steps. The cases take turns step by step, in an order that
+  // turns too, so that a machine that drifts changes all of them alike.
+  absl::StatusOr<std::vector<std::vector<double>>> Decode(std::vector<Case> cases, int steps) {
+    std::vector<std::vector<KvSequence>> batches;
+    std::vector<std::vector<double>> seconds(cases.size());
+    for (Case& c : cases) {
+      std::vector<KvSequence>& sequences = batches.emplace_back(c.adapters.size());
+      for (size_t i = 0; i < sequences.size(); ++i) {
+        RETURN_IF_ERROR(Step(&sequences[i], &c.adapters[i], 1, kDepth));
+      }
     }
     for (int i = 0; i < steps; ++i) {
-      const double start = Now();
-      RETURN_IF_ERROR(Step(sequences.data(), adapters.data(), sequences.size(), 1));
-      seconds.push_back(Now() - start);
-      if (turning) Turn(&adapters[0]);
+      for (size_t k = 0; k < cases.size(); ++k) {
+        const size_t at = (k + static_cast<size_t>(i)) % cases.size();
+        Case& c = cases[at];
+        const double start = Now();
+        RETURN_IF_ERROR(Step(batches[at].data(), c.adapters.data(), c.adapters.size(), 1));
+        seconds[at].push_back(Now() - start);
+        if (c.turning) Turn(&c.adapters[0]);
+      }
     }
-    for (KvSequence& sequence : sequences) cache_->Release(sequence);
+    for (std::vector<KvSequence>& sequences : batches) {
+      for (KvSequence& sequence : sequences) cache_->Release(sequence);
+    }
     return seconds;
   }
 
@@ -152,7 +167,7 @@ absl::StatusOr<nlohmann::json> RunBench(const BenchOptions& options) {
 
   const KvShape shape = model->kv_shape();
   const int64_t pages =
-      int64_t{kBatch} * KvCache::PagesFor(std::max(kPrompt, kDepth + options.steps));
+      int64_t{2 * kBatch} * KvCache::PagesFor(std::max(kPrompt, kDepth + options.steps));
   ASSIGN_OR_RETURN(std::unique_ptr<KvCache> cache,
                    KvCache::Create(shape, pages * static_cast<int64_t>(shape.WideBytes())));
   std::vector<TokenId> text = BenchTokens(*file);
@@ -163,23 +178,17 @@ absl::StatusOr<nlohmann::json> RunBench(const BenchOptions& options) {
   runner.SetTurns(many);
   const std::vector<int32_t> none(kBatch, -1);
   const int32_t one = held.front()->index;
-  struct Case {
-    const char* name;
-    std::vector<int32_t> adapters;
-    bool turning;
-  };
-  const std::vector<Case> cases = {{"decode", {-1}, false},       {"decode_adapter", {one}, false},
-                                   {"decode_turning", {one}, true}, {"batch8", none, false},
-                                   {"batch8_adapters", many, false}};
-  RETURN_IF_ERROR(runner.Decode({one}, options.steps).status());  // warm
+  // What is compared steps in turns.
+  const std::vector<std::vector<Runner::Case>> groups = {
+      {{"decode", {-1}}, {"decode_adapter", {one}}, {"decode_turning", {one}, true}},
+      {{"batch8", none}, {"batch8_adapters", many}}};
+  RETURN_IF_ERROR(runner.Decode(groups[0], options.steps).status());  // warm
   for (int round = 0; round < options.rounds; ++round) {
     nlohmann::json figures;
-    for (size_t i = 0; i < cases.size(); ++i) {
-      // Who begins changes.
-      const Case& c = cases[round % 2 == 0 ? i : cases.size() - 1 - i];
-      ASSIGN_OR_RETURN(const std::vector<double> seconds,
-                       runner.Decode(c.adapters, options.steps, c.turning));
-      figures[c.name] = Median(seconds);
+    for (const std::vector<Runner::Case>& cases : groups) {
+      ASSIGN_OR_RETURN(const std::vector<std::vector<double>> seconds,
+                       runner.Decode(cases, options.steps));
+      for (size_t i = 0; i < cases.size(); ++i) figures[cases[i].name] = Median(seconds[i]);
     }
     ASSIGN_OR_RETURN(figures["prefill"], runner.Prefill(-1));
     ASSIGN_OR_RETURN(figures["prefill_adapter"], runner.Prefill(one));

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """What adapters cost in a step, and how long one takes to come: rank 8 on all linears.
 
-Steps are timed in one process, all cases in turns; a ratio is the median over the rounds of a
-round's own ratio. A resident swap is what a step costs more when its adapter changes with every
-step; a cold one is the whole way of a request to an adapter that only the catalogue has, against
-the same request when it is resident.
+Steps are timed in one process, the cases that are compared in turns step by step; a ratio is the
+median over the rounds of a round's own ratio. A resident swap is what a step costs more when its
+adapter changes with every step; a cold one is the whole way of a request to an adapter that only
+the catalogue has, against the same request when it is resident.
 """
 import argparse
 import http.client

@@ -13,7 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "engine/core/arrivals.h"
+#include "engine/kernels/arrivals.h"
 #include "engine/kernels/packed_matrix.h"
 
 namespace cogumi {

@@ -1,4 +1,4 @@
-#include "engine/core/arrivals.h"
+#include "engine/kernels/arrivals.h"
 
 #include <gtest/gtest.h>
 
