@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <random>
 #include <string>
 #include <vector>
@@ -18,6 +19,7 @@
 #include "engine/kernels/ops.h"
 #include "engine/kernels/registry.h"
 #include "engine/model/activation_buffer.h"
+#include "engine/model/arena.h"
 #include "engine/model/packing.h"
 
 namespace cogumi::bench {
@@ -39,8 +41,9 @@ class ColdMatrix {
     matrix_.inputs = inputs;
     const std::vector<std::byte> tensor = RandomTensor(type, rows, inputs);
     copies_ = kColdBytes / matrix_.Bytes() + 1;
-    memory_.resize(copies_ * matrix_.Bytes() + 64);
-    first_ = memory_.data() + (64 - reinterpret_cast<uintptr_t>(memory_.data()) % 64) % 64;
+    // Where a model's weights lie: with pages of 4 KiB five rows take a fifth more.
+    if (!memory_.Reserve(copies_ * matrix_.Bytes()).ok()) throw std::bad_alloc();
+    first_ = memory_.Take(copies_ * matrix_.Bytes());
     matrix_.data = first_;
     for (int panel = 0; panel < matrix_.Panels(); ++panel) {
       PackPanel(type, tensor.data(), matrix_, panel);
@@ -76,7 +79,7 @@ class ColdMatrix {
 
   PackedMatrix matrix_;
   size_t copies_ = 1, turn_ = 0;
-  std::vector<uint8_t> memory_;
+  Arena memory_;
   uint8_t* first_ = nullptr;
 };
 

@@ -65,12 +65,12 @@ struct FusedOps {
       }
       for (int i = 0; i < n; i += kBlockInputs) {
         const int m = n - i < kBlockInputs ? n - i : kBlockInputs;
+        const float* v = x + i;
         if (a.weight != nullptr) {
-          for (int j = 0; j < m; ++j) y[j] = x[i + j] * inverse * a.weight[i + j];
-        } else {
-          std::memcpy(y, x + i, static_cast<size_t>(m) * sizeof(float));
+          for (int j = 0; j < m; ++j) y[j] = v[j] * inverse * a.weight[i + j];
+          v = y;
         }
-        T::StoreBlock(*a.out, i / kBlockInputs, slot, y, m);
+        T::StoreBlock(*a.out, i / kBlockInputs, slot, v, m);
       }
     }
   }

@@ -118,6 +118,7 @@ struct PairCursor : RecordCursor<kRecord> {
 template <int kBits, bool kHasMinimum, bool kF32Scales, int kInputs>
 struct Format {
   static constexpr bool kMinimum = kHasMinimum;
+  static constexpr bool kHighHoldsBoth = kBits == 4;
   static int Zero(const PackedMatrix& w) { return w.format.zero; }
   static constexpr int kGroup = kInputs;  // that share a scale
   static constexpr int kGroups = 32 / kGroup;
@@ -133,35 +134,36 @@ struct Format {
 
   using Cursor = RecordCursor<kRecord>;
 
-  // A record in registers: codes of rows 0-15 and 16-31.
+  // Scales in registers, codes where they are. Codes of 4 bits of rows 16-31 stay above those of
+  // rows 0-15: their products are 16 times too large and contain the others', of which Step takes
+  // care. That is one operation a tile instead of three.
   struct Record {
-    __m512i low[8];
-    __m512i high[8];
+    const uint8_t* tiles;
     __m512 scale[kGroups][2];
     __m512 minimum[kGroups][2];
 
-    __attribute__((always_inline)) explicit Record(const Cursor& cursor) {
-      const uint8_t* p = cursor.p;
-      const __m512i nibble = _mm512_set1_epi8(15);
-#pragma GCC unroll 8
-      for (int t = 0; t < 8; ++t) {
-        const __m512i x = _mm512_load_si512(p + t * 64);
-        if constexpr (kBits == 4) {
-          low[t] = _mm512_and_si512(x, nibble);
-          high[t] = _mm512_and_si512(_mm512_srli_epi16(x, 4), nibble);
-        } else {
-          low[t] = x;
-          high[t] = _mm512_load_si512(p + 512 + t * 64);
-        }
-      }
+    __attribute__((always_inline)) explicit Record(const Cursor& cursor) : tiles(cursor.p) {
 #pragma GCC unroll 2
       for (int g = 0; g < kGroups; ++g) {
 #pragma GCC unroll 2
         for (int h = 0; h < 2; ++h) {
-          const uint8_t* s = p + kTiles + static_cast<size_t>(2 * g + h) * kScaleStep;
+          const uint8_t* s = tiles + kTiles + static_cast<size_t>(2 * g + h) * kScaleStep;
           scale[g][h] = Scale(s);
           if constexpr (kMinimum) minimum[g][h] = Scale(s + kScales);
+          if (kHighHoldsBoth && h == 1) {
+            scale[g][h] = _mm512_mul_ps(scale[g][h], _mm512_set1_ps(1.0f / 16));  // exact
+          }
         }
+      }
+    }
+    // Codes of rows 0-15 and 16-31.
+    __attribute__((always_inline)) void Tile(int t, __m512i& low, __m512i& high) const {
+      if constexpr (kBits == 4) {
+        high = _mm512_load_si512(tiles + t * 64);
+        low = _mm512_and_si512(high, _mm512_set1_epi8(15));
+      } else {
+        low = _mm512_load_si512(tiles + t * 64);
+        high = _mm512_load_si512(tiles + 512 + t * 64);
       }
     }
   };
@@ -170,6 +172,7 @@ struct Format {
 // What both ways to read a split matrix (packed_matrix.h) share.
 struct SplitRecords {
   static constexpr bool kMinimum = false;
+  static constexpr bool kHighHoldsBoth = false;
   static constexpr int kGroup = 32;
   static constexpr size_t kRecord = 576;
 
@@ -183,6 +186,10 @@ struct SplitRecords {
         scale[0][h] = _mm512_cvtph_ps(
             _mm256_load_si256(reinterpret_cast<const __m256i*>(record + 512 + 32 * h)));
       }
+    }
+    __attribute__((always_inline)) void Tile(int t, __m512i& l, __m512i& h) const {
+      l = low[t];
+      h = high[t];
     }
   };
 };
@@ -242,55 +249,49 @@ __attribute__((always_inline)) inline __m512i Broadcast(const int8_t* p) {
   return _mm512_set1_epi32(four);
 }
 
-// Adds kTiles tiles of two halves of a record times one plane of U activation rows, kBytes apart.
-template <int kTiles, int U, int kBytes>
-__attribute__((always_inline)) inline void AddDots(const __m512i* low, const __m512i* high,
-                                                   const int8_t* x, __m512i* p, __m512i* q) {
-#pragma GCC unroll 8
-  for (int t = 0; t < kTiles; ++t) {
-#pragma GCC unroll 8
-    for (int u = 0; u < U; ++u) {
-      const __m512i v = Broadcast(x + u * kBytes + t * 4);
-      p[u] = _mm512_dpbusd_epi32(p[u], low[t], v);
-      q[u] = _mm512_dpbusd_epi32(q[u], high[t], v);
-    }
-  }
-}
-
 // U activation rows against one record; sums in `low` and `high` (rows 0-15 and 16-31).
 template <class Fmt, bool kInt16, int U>
 __attribute__((always_inline)) inline void Step(const typename Fmt::Record& w, const Activations& a,
                                                 size_t code_at, size_t slot_at, int zero,
                                                 __m512* low, __m512* high) {
-  constexpr int kBytes = kInt16 ? 64 : 32;
+  constexpr int kPlanes = kInt16 ? 2 : 1;
   constexpr bool kMinimum = Fmt::kMinimum;
   constexpr int kGroup = Fmt::kGroup;
   constexpr int kTiles = kGroup / 4;
-  const int8_t* x = a.codes + code_at;
 #pragma GCC unroll 2
   for (int g = 0; g < 32 / kGroup; ++g) {
-    __m512i p[U];
-    __m512i q[U];
+    const int8_t* x = a.codes + code_at + g * kGroup;
+    // A chain of products for every plane, row and half: with the planes behind each other in one
+    // chain, five rows wait for its latency (5 cycles a tile).
+    __m512i p[U], q[U], fine_p[U], fine_q[U];
 #pragma GCC unroll 8
-    for (int u = 0; u < U; ++u) p[u] = q[u] = _mm512_setzero_si512();
-    AddDots<kTiles, U, kBytes>(w.low + g * kTiles, w.high + g * kTiles, x + g * kGroup, p, q);
-    if constexpr (kInt16 && U == 1) {
-      // Sums of their own for the low bytes: one chain a half would wait for the latency of its
-      // products (5 cycles a tile) instead of for memory.
-      __m512i fine_p[1] = {_mm512_setzero_si512()};
-      __m512i fine_q[1] = {_mm512_setzero_si512()};
-      AddDots<kTiles, 1, kBytes>(w.low + g * kTiles, w.high + g * kTiles, x + 32 + g * kGroup,
-                                 fine_p, fine_q);
-      p[0] = _mm512_add_epi32(_mm512_slli_epi32(p[0], 8), fine_p[0]);
-      q[0] = _mm512_add_epi32(_mm512_slli_epi32(q[0], 8), fine_q[0]);
-    } else if constexpr (kInt16) {
+    for (int u = 0; u < U; ++u) p[u] = q[u] = fine_p[u] = fine_q[u] = _mm512_setzero_si512();
+#pragma GCC unroll 8
+    for (int t = 0; t < kTiles; ++t) {
+      __m512i codes_low, codes_high;
+      w.Tile(g * kTiles + t, codes_low, codes_high);
 #pragma GCC unroll 8
       for (int u = 0; u < U; ++u) {
-        p[u] = _mm512_slli_epi32(p[u], 8);
-        q[u] = _mm512_slli_epi32(q[u], 8);
+        const __m512i v = Broadcast(x + (u * kPlanes * 32) + t * 4);
+        p[u] = _mm512_dpbusd_epi32(p[u], codes_low, v);
+        q[u] = _mm512_dpbusd_epi32(q[u], codes_high, v);
+        if constexpr (kInt16) {
+          const __m512i fine = Broadcast(x + (u * kPlanes + 1) * 32 + t * 4);
+          fine_p[u] = _mm512_dpbusd_epi32(fine_p[u], codes_low, fine);
+          fine_q[u] = _mm512_dpbusd_epi32(fine_q[u], codes_high, fine);
+        }
       }
-      AddDots<kTiles, U, kBytes>(w.low + g * kTiles, w.high + g * kTiles, x + 32 + g * kGroup, p,
-                                 q);
+    }
+    if constexpr (kInt16) {
+#pragma GCC unroll 8
+      for (int u = 0; u < U; ++u) {
+        p[u] = _mm512_add_epi32(_mm512_slli_epi32(p[u], 8), fine_p[u]);
+        q[u] = _mm512_add_epi32(_mm512_slli_epi32(q[u], 8), fine_q[u]);
+      }
+    }
+    if constexpr (Fmt::kHighHoldsBoth) {
+#pragma GCC unroll 8
+      for (int u = 0; u < U; ++u) q[u] = _mm512_sub_epi32(q[u], p[u]);
     }
 #pragma GCC unroll 8
     for (int u = 0; u < U; ++u) {
@@ -300,7 +301,8 @@ __attribute__((always_inline)) inline void Step(const typename Fmt::Record& w, c
       if constexpr (!kMinimum) {
         const __m512i shift = _mm512_set1_epi32(zero * sum);
         p[u] = _mm512_sub_epi32(p[u], shift);
-        q[u] = _mm512_sub_epi32(q[u], shift);
+        q[u] = _mm512_sub_epi32(q[u],
+                                Fmt::kHighHoldsBoth ? _mm512_set1_epi32(16 * zero * sum) : shift);
       }
       const __m512 scale = _mm512_set1_ps(a.scale[at]);
       low[u] =
@@ -373,21 +375,28 @@ struct Matmul {
     }
   }
 
-  // Rows at once: five have ten chains of products, as many as their latency of 5 cycles and two a
-  // cycle need, and still fit the registers beside a record. None is left alone at the end.
-  static constexpr int kMostTogether = 5;
-  static int Together(int rows) {
-    return rows >= 9 || rows == 5 ? 5 : rows == 6 ? 3 : rows >= 7 ? 4 : rows;
+  template <int U>
+  static __attribute__((always_inline)) inline void StepIfAny(const typename Fmt::Record& record,
+                                                              const Activations& a, size_t code_at,
+                                                              size_t slot_at, int zero,
+                                                              float* tile) {
+    if constexpr (U <= kMostTogether) StepInMemory<U>(record, a, code_at, slot_at, zero, tile);
   }
 
-  // Many rows: a record's weights stay in registers, sums in L1.
+  // Rows at once: chains of products fill the registers beside a record's.
+  static constexpr int kMostTogether = kInt16 ? 5 : 8;
+
+  // Many rows: in groups of about one size, sums in L1.
   static __attribute__((noinline)) void Many(const PackedMatrix& w, int panel, const Activations& a,
                                              int slot, int n, float* tile) {
     typename Fmt::Cursor cursor(w, panel);
     const int blocks = w.inputs / kBlockInputs;
     const int zero = Fmt::Zero(w);
     __builtin_memset(tile, 0, static_cast<size_t>(n) * 128);
-    const int lines = static_cast<int>(Fmt::kRecord / 64) * kMostTogether / n + 1;
+    const int groups = (n + kMostTogether - 1) / kMostTogether;
+    const int least = n / groups;
+    const int larger = n % groups;  // groups that have one row more
+    const int lines = static_cast<int>(Fmt::kRecord / 64) / groups + 1;
     size_t code_at = a.CodeOffset(slot);
     size_t slot_at = static_cast<size_t>(slot);
     for (int b = 0; b < blocks; ++b, cursor.Next()) {
@@ -395,31 +404,37 @@ struct Matmul {
       const uint8_t* ahead = cursor.p + kPrefetchBytes;
       cursor.PrefetchSecond(kPrefetchBytes);
       const uint8_t* ahead_end = ahead + Fmt::kRecord;
-      for (int c = 0; c < n;) {
+      size_t code = code_at;
+      size_t at = slot_at;
+      float* out = tile;
+      for (int g = 0; g < groups; ++g) {
         for (int i = 0; i < lines && ahead < ahead_end; ++i, ahead += 64) {
           _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T1);
         }
-        const size_t code = code_at + static_cast<size_t>(c) * kBytes;
-        const size_t at = slot_at + static_cast<size_t>(c);
-        const int together = Together(n - c);
+        const int together = g < larger ? least + 1 : least;
         switch (together) {
-          case 1:
-            StepInMemory<1>(record, a, code, at, zero, tile + c * 32);
-            break;
-          case 2:
-            StepInMemory<2>(record, a, code, at, zero, tile + c * 32);
-            break;
           case 3:
-            StepInMemory<3>(record, a, code, at, zero, tile + c * 32);
+            StepInMemory<3>(record, a, code, at, zero, out);
             break;
           case 4:
-            StepInMemory<4>(record, a, code, at, zero, tile + c * 32);
+            StepInMemory<4>(record, a, code, at, zero, out);
+            break;
+          case 5:
+            StepInMemory<5>(record, a, code, at, zero, out);
+            break;
+          case 6:
+            StepIfAny<6>(record, a, code, at, zero, out);
+            break;
+          case 7:
+            StepIfAny<7>(record, a, code, at, zero, out);
             break;
           default:
-            StepInMemory<5>(record, a, code, at, zero, tile + c * 32);
+            StepIfAny<8>(record, a, code, at, zero, out);
             break;
         }
-        c += together;
+        code += static_cast<size_t>(together) * kBytes;
+        at += static_cast<size_t>(together);
+        out += together * 32;
       }
       code_at += a.code_stride;
       slot_at += a.slot_stride;
@@ -437,6 +452,8 @@ struct Matmul {
         return Few<3>(w, panel, a, slot, tile);
       case 4:
         return Few<4>(w, panel, a, slot, tile);
+      case 5:
+        return Few<5>(w, panel, a, slot, tile);
       default:
         return Many(w, panel, a, slot, n, tile);
     }

@@ -24,7 +24,7 @@ namespace {
 
 // With up to this many rows every thread normalises and quantises them for itself: cheaper than a
 // barrier. The result is the same either way.
-constexpr int kPrivateRows = 4;
+constexpr int kPrivateRows = 8;
 // Queries of one attention item: they share each read of the cache, and prompts still balance.
 constexpr int kAttentionQueries = 48;
 // Attention is divided into pieces of at most this share of a thread's work, if chunks allow it...
