@@ -41,6 +41,16 @@ def share_bound(result):
     return rounds[len(rounds) // 2]
 
 
+def round_by_round(result, others, times):
+    """(ratio reached, ratio wanted, what replaced `times`) of the round that is nearest to missing:
+    own rows in every round, each with the bandwidth that was left in it."""
+    rounds = []
+    for mine, theirs, machine in zip(result.ours, others, result.machine):
+        cap = rows.BANDWIDTH_CAP * machine.bandwidth_limit / theirs
+        rounds.append((mine / theirs, min(times, cap), "bandwidth" if cap < times else ""))
+    return min(rounds, key=lambda one: one[0] / one[1])
+
+
 def peer_bounds(result, results):
     """The floors against peers and own rows; those whose other side did not run are left out."""
     row, ours = result.row, statistics.median(result.ours)
@@ -56,7 +66,7 @@ def peer_bounds(result, results):
             continue
         reached, wanted, capped = ours / statistics.median(samples), floor.times, ""
         if floor.every_round:
-            reached = min(mine / theirs for mine, theirs in zip(result.ours, samples))
+            reached, wanted, capped = round_by_round(result, samples, floor.times)
         elif not floor.own:
             cap, name = min(caps)
             if cap < wanted * statistics.median(samples):

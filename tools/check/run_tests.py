@@ -5,6 +5,7 @@ GoogleTest binaries and other ctest entries come from `ctest --show-only=json-v1
 from pytest. A subset is a ctest label or a folder of Python tests.
 """
 import argparse
+import concurrent.futures
 import dataclasses
 import json
 import os
@@ -13,6 +14,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import xml.etree.ElementTree
 
@@ -187,10 +189,11 @@ def run_entry(entry: CtestEntry, pattern: re.Pattern | None, list_only: bool, pr
 
 def show(name: str, outcome: Outcome, seconds: float, log: pathlib.Path) -> None:
     state = "FAILED" if outcome.failed else "ok"
-    print(f"{state:6} {name}: {outcome.passed} passed, {len(outcome.failed)} failed, "
-          f"{len(outcome.skipped)} skipped, {seconds:.1f} s", flush=True)
+    lines = [f"{state:6} {name}: {outcome.passed} passed, {len(outcome.failed)} failed, "
+             f"{len(outcome.skipped)} skipped, {seconds:.1f} s"]
     if outcome.failed:
-        print("\n".join("       " + line for line in tail(log, 60).splitlines()), flush=True)
+        lines += ["       " + line for line in tail(log, 60).splitlines()]
+    print("\n".join(lines), flush=True)
 
 
 def pytest_ids(folder: str, log: pathlib.Path) -> list[str]:
@@ -224,6 +227,35 @@ def run_pytest(subset: str, folder: str, pattern: re.Pattern | None,
         outcome.failed.append(f"pytest {folder} ({describe(code, PYTEST_TIMEOUT_SECONDS)})")
     show(f"pytest {folder}", outcome, time.monotonic() - start, log)
     return outcome
+
+
+def sanitizer_entries(sanitizer: str, subsets: set[str], quiet: bool) -> list[CtestEntry]:
+    entries = []
+    for entry in ctest_entries(f"build-{sanitizer}"):
+        labels = set(entry.labels) & set(PYTHON_TESTS) or {"unit"}
+        if sanitizer == "tsan" and entry.name in SINGLE_THREADED:
+            if not quiet:
+                print(f"left out tsan:{entry.name}: one thread races with nobody")
+        elif labels & subsets:
+            entries.append(entry)
+    return entries
+
+
+def run_sanitizers(subsets: set[str], pattern: re.Pattern | None,
+                   list_only: bool) -> list[Outcome | None]:
+    """The sanitizers beside each other, each with a folder for temporary files: most of their
+    tests keep one core busy."""
+
+    def run(sanitizer: str) -> list[Outcome | None]:
+        entries = sanitizer_entries(sanitizer, subsets, bool(pattern) or list_only)
+        with tempfile.TemporaryDirectory(prefix=f"cogumi-{sanitizer}-") as folder:
+            environment = {**SANITIZERS[sanitizer], "TMPDIR": folder, "TEST_TMPDIR": folder}
+            return [run_entry(entry, pattern, list_only, f"{sanitizer}:", environment)
+                    for entry in entries]
+
+    workers = 1 if list_only else len(SANITIZERS)
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        return [outcome for outcomes in pool.map(run, SANITIZERS) for outcome in outcomes]
 
 
 def run_clang_tidy(pattern: re.Pattern | None, list_only: bool) -> Outcome | None:
@@ -266,15 +298,8 @@ def main() -> int:
         if subset in subsets:
             take(run_pytest(subset, folder, pattern, arguments.list))
     if arguments.all:
-        for sanitizer, environment in SANITIZERS.items():
-            for entry in ctest_entries(f"build-{sanitizer}"):
-                if sanitizer == "tsan" and entry.name in SINGLE_THREADED:
-                    if not pattern and not arguments.list:
-                        print(f"left out tsan:{entry.name}: one thread races with nobody")
-                    continue
-                labels = set(entry.labels) & set(PYTHON_TESTS) or {"unit"}
-                if labels & subsets:
-                    take(run_entry(entry, pattern, arguments.list, f"{sanitizer}:", environment))
+        for outcome in run_sanitizers(subsets, pattern, arguments.list):
+            take(outcome)
         if "lint" in subsets:
             take(run_clang_tidy(pattern, arguments.list))
 

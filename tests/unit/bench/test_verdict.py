@@ -88,17 +88,29 @@ def test_either_the_share_or_the_ratio_is_enough_where_the_table_says_so():
     assert not any(b.met for b in bounds_of(either, [199], {"peer": [100]}, wide))
 
 
-def test_own_rows_are_compared_without_caps_and_in_every_round_where_asked():
+def test_own_rows_are_compared_in_every_round_where_asked():
     base = results(row(), [100, 100, 100], {"peer": [1, 1, 1]})
     loaded = Row("r", "title", "decode", floors=(Floor("decode", 0.4, own=True, every_round=True),))
-    bound, = bounds_of(loaded, [90, 41, 90], machines=[machine(limit=10)] * 3, decode=base)
+    bound, = bounds_of(loaded, [90, 41, 90], decode=base)
     assert bound.met and bound.reached == pytest.approx(0.41) and not bound.capped
     bound, = bounds_of(loaded, [90, 39, 90], decode=base)
-    assert not bound.met  # the median alone would do
+    assert not bound.met and bound.floor == 0.4  # the median alone would do
+    # 90 % of what the bandwidth of that round allows is 38 of 100.
+    narrow = [machine(limit=1e9), machine(limit=38 / 0.9), machine(limit=1e9)]
+    bound, = bounds_of(loaded, [90, 39, 90], machines=narrow, decode=base)
+    assert bound.met and bound.capped == "bandwidth" and bound.floor == pytest.approx(0.38)
+    bound, = bounds_of(loaded, [90, 37, 90], machines=narrow, decode=base)
+    assert not bound.met
+    bound, = bounds_of(loaded, [39, 90, 90], machines=narrow, decode=base)
+    assert not bound.met  # another round's bandwidth does not help
+    assert bounds_of(loaded, [90, 39, 90]) == []  # the base row did not run
+
+
+def test_own_rows_are_compared_between_medians_without_caps():
+    base = results(row(), [100, 100, 100], {"peer": [1, 1, 1]})
     narrow = Row("r", "title", "decode", floors=(Floor("depth", 1.15, own=True),))
     bound, = bounds_of(narrow, [114, 114, 114], machines=[machine(limit=10)] * 3, depth=base)
     assert not bound.met and bound.floor == 1.15
-    assert bounds_of(loaded, [90, 39, 90]) == []  # the base row did not run
 
 
 def test_peers_that_something_disturbed_make_a_run_void():
