@@ -41,13 +41,19 @@ def share_bound(result):
     return rounds[len(rounds) // 2]
 
 
+def wanted_of(times, other, caps):
+    """(ratio wanted to `other`, what replaced `times`): the lowest cap where it lies below."""
+    cap, name = min(caps)
+    return (cap / other, name) if cap < times * other else (times, "")
+
+
 def round_by_round(result, others, times):
     """(ratio reached, ratio wanted, what replaced `times`) of the round that is nearest to missing:
     own rows in every round, each with the bandwidth that was left in it."""
-    rounds = []
-    for mine, theirs, machine in zip(result.ours, others, result.machine):
-        cap = rows.BANDWIDTH_CAP * machine.bandwidth_limit / theirs
-        rounds.append((mine / theirs, min(times, cap), "bandwidth" if cap < times else ""))
+    rounds = [(mine / theirs,
+               *wanted_of(times, theirs,
+                          [(rows.BANDWIDTH_CAP * machine.bandwidth_limit, "bandwidth")]))
+              for mine, theirs, machine in zip(result.ours, others, result.machine)]
     return min(rounds, key=lambda one: one[0] / one[1])
 
 
@@ -68,9 +74,7 @@ def peer_bounds(result, results):
         if floor.every_round:
             reached, wanted, capped = round_by_round(result, samples, floor.times)
         elif not floor.own:
-            cap, name = min(caps)
-            if cap < wanted * statistics.median(samples):
-                wanted, capped = cap / statistics.median(samples), name
+            wanted, capped = wanted_of(floor.times, statistics.median(samples), caps)
         title = rows.BY_NAME[floor.of].title + " of ours" if floor.own else floor.of
         bounds.append(Bound(row.name, "x of " + title, reached, wanted, capped, reached >= wanted))
     return bounds

@@ -47,7 +47,8 @@ class ThreadPool {
   }
 
   // Inside Run, by every thread in the same order of calls: fn(begin, end) for ranges that together
-  // are [0, n). A thread takes its contiguous share item by item, then helps the others with
+  // are [0, n). A thread takes its contiguous share item by item (a
+  // long one a few at a time), then helps the others with
   // theirs, so that a thread which the system stops or memory slows does not hold up the rest.
   // Ends with a barrier.
   template <class Fn>

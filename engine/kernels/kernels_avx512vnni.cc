@@ -355,36 +355,31 @@ struct Matmul {
     }
   }
 
+  // Rows at once: chains of products fill the registers beside a record's.
+  static constexpr int kMostTogether = kInt16 ? 5 : 8;
+
+  // Nothing for more rows than go together.
   template <int U>
   static __attribute__((always_inline)) inline void StepInMemory(const typename Fmt::Record& record,
                                                                  const Activations& a,
                                                                  size_t code_at, size_t slot_at,
                                                                  int zero, float* tile) {
-    __m512 low[U];
-    __m512 high[U];
+    if constexpr (U <= kMostTogether) {
+      __m512 low[U];
+      __m512 high[U];
 #pragma GCC unroll 8
-    for (int u = 0; u < U; ++u) {
-      low[u] = _mm512_load_ps(tile + u * 32);
-      high[u] = _mm512_load_ps(tile + u * 32 + 16);
-    }
-    Step<Fmt, kInt16, U>(record, a, code_at, slot_at, zero, low, high);
+      for (int u = 0; u < U; ++u) {
+        low[u] = _mm512_load_ps(tile + u * 32);
+        high[u] = _mm512_load_ps(tile + u * 32 + 16);
+      }
+      Step<Fmt, kInt16, U>(record, a, code_at, slot_at, zero, low, high);
 #pragma GCC unroll 8
-    for (int u = 0; u < U; ++u) {
-      _mm512_store_ps(tile + u * 32, low[u]);
-      _mm512_store_ps(tile + u * 32 + 16, high[u]);
+      for (int u = 0; u < U; ++u) {
+        _mm512_store_ps(tile + u * 32, low[u]);
+        _mm512_store_ps(tile + u * 32 + 16, high[u]);
+      }
     }
   }
-
-  template <int U>
-  static __attribute__((always_inline)) inline void StepIfAny(const typename Fmt::Record& record,
-                                                              const Activations& a, size_t code_at,
-                                                              size_t slot_at, int zero,
-                                                              float* tile) {
-    if constexpr (U <= kMostTogether) StepInMemory<U>(record, a, code_at, slot_at, zero, tile);
-  }
-
-  // Rows at once: chains of products fill the registers beside a record's.
-  static constexpr int kMostTogether = kInt16 ? 5 : 8;
 
   // Many rows: in groups of about one size, sums in L1.
   static __attribute__((noinline)) void Many(const PackedMatrix& w, int panel, const Activations& a,
@@ -423,13 +418,13 @@ struct Matmul {
             StepInMemory<5>(record, a, code, at, zero, out);
             break;
           case 6:
-            StepIfAny<6>(record, a, code, at, zero, out);
+            StepInMemory<6>(record, a, code, at, zero, out);
             break;
           case 7:
-            StepIfAny<7>(record, a, code, at, zero, out);
+            StepInMemory<7>(record, a, code, at, zero, out);
             break;
           default:
-            StepIfAny<8>(record, a, code, at, zero, out);
+            StepInMemory<8>(record, a, code, at, zero, out);
             break;
         }
         code += static_cast<size_t>(together) * kBytes;

@@ -60,6 +60,10 @@ class CtestEntry:
     environment: dict[str, str]
     skip_code: int | None
 
+    def belongs_to(self, subsets: set[str]) -> bool:
+        """An entry without a label of ours belongs to unit."""
+        return bool((set(self.labels) & set(PYTHON_TESTS) or {"unit"}) & subsets)
+
 
 def ctest_entries(build: str) -> list[CtestEntry]:
     folder = ROOT / build
@@ -232,11 +236,10 @@ def run_pytest(subset: str, folder: str, pattern: re.Pattern | None,
 def sanitizer_entries(sanitizer: str, subsets: set[str], quiet: bool) -> list[CtestEntry]:
     entries = []
     for entry in ctest_entries(f"build-{sanitizer}"):
-        labels = set(entry.labels) & set(PYTHON_TESTS) or {"unit"}
         if sanitizer == "tsan" and entry.name in SINGLE_THREADED:
             if not quiet:
                 print(f"left out tsan:{entry.name}: one thread races with nobody")
-        elif labels & subsets:
+        elif entry.belongs_to(subsets):
             entries.append(entry)
     return entries
 
@@ -289,9 +292,7 @@ def main() -> int:
 
     if subsets != {"lint"}:
         for entry in ctest_entries("build"):
-            # An entry without a label of ours belongs to unit.
-            labels = set(entry.labels) & set(PYTHON_TESTS) or {"unit"}
-            if labels & subsets:
+            if entry.belongs_to(subsets):
                 take(run_entry(entry, pattern, arguments.list, "", {}))
     # The end-to-end tests come last: a failure there is easier to read when the parts are green.
     for subset, folder in PYTHON_TESTS.items():
