@@ -42,6 +42,11 @@ int64_t DraftLedger::PlainEvery(int32_t sequences) const {
   return size == nullptr || size->narrow ? kPlainEveryIfNarrow : kPlainEvery;
 }
 
+double DraftLedger::PlainRate(int32_t sequences) const {
+  const Size* size = Find(sequences);
+  return size == nullptr ? 0 : size->plain.Rate();
+}
+
 void DraftLedger::Observe(int32_t sequences, bool drafted, int32_t tokens, double seconds) {
   const size_t at = IndexOf(sequences);
   if (at >= sizes_.size()) sizes_.resize(at + 1);

@@ -20,6 +20,8 @@ class DraftLedger {
   bool Allows(int32_t sequences) const;
   // After so many steps with drafts in a row one without is due: seldom where they win clearly.
   int64_t PlainEvery(int32_t sequences) const;
+  // Tokens a second without drafts; 0 before it was seen.
+  double PlainRate(int32_t sequences) const;
   // A step of so many sequences yielded `tokens` and took `seconds`, drafting included.
   void Observe(int32_t sequences, bool drafted, int32_t tokens, double seconds);
 

@@ -20,10 +20,12 @@ constexpr double kPassGuess = 0.25;
 constexpr int64_t kFirstProbe = 64;
 constexpr int64_t kLastProbe = 4096;
 constexpr int32_t kProbeLength = 2;
-// A probe reads what the draft model is behind, at about a sixth of a pass a token: it waits until
-// that is a hundredth of what has been computed since. With a model as large as the one that
-// verifies, 4 instead of 16 cost 4 % of answers of 64 tokens to prompts of 250.
-constexpr double kPassesPerTokenBehind = 16;
+// Tokens that a draft model reads in the time of a pass, until that was measured.
+constexpr double kTokensPerPass = 6;
+// Drafts that double the speed save half of the time that the rest of an answer takes.
+constexpr double kMostSaved = 0.5;
+// What one more measurement of reading counts.
+constexpr double kNew = 0.3;
 
 // Before anything was seen: by length of the match, and by position in a model's draft.
 constexpr Acceptance::Prior kLookupPrior = {0.3f, 0.4f, 0.5f, 0.6f, 0.7f, 0.8f, 0.85f, 0.9f};
@@ -48,7 +50,9 @@ bool Speculator::Has(Speculation drafter) const {
 
 void Speculator::Speculate(std::span<DraftTarget> targets, int32_t most_rows) {
   tokens_ = 0;
+  may_ask_ = asked_ = read_much_ = false;
   for (const DraftTarget& target : targets) {
+    may_ask_ = may_ask_ || target.drafter == Speculation::kDraftModel;
     if (target.drafter == Speculation::kOff) {
       ++tokens_;  // not observed
       continue;
@@ -61,10 +65,7 @@ void Speculator::Speculate(std::span<DraftTarget> targets, int32_t most_rows) {
   sequences_ = static_cast<int32_t>(targets.size());
   draft_seconds_ = 0;
   ProposeByLookup(targets);
-  for (size_t i = 0; i < targets.size(); ++i) {
-    if (targets[i].drafter != Speculation::kDraftModel) continue;
-    AddExtras(i, std::min(targets[i].limit, kMaxDraft), states_[targets[i].context.sequence], 0);
-  }
+  AddModelExtras(targets);
   lengths_.assign(targets.size(), 0);
   Choose(targets, most_rows);
   Probe(targets, most_rows);
@@ -97,6 +98,33 @@ void Speculator::ProposeByLookup(std::span<DraftTarget> targets) {
   }
 }
 
+double Speculator::PassSeconds(int32_t sequences) const {
+  return passes_.Known() ? passes_.Estimate(sequences) : kPassGuess * steps_.Estimate(sequences);
+}
+
+double Speculator::Price(int32_t behind, int32_t passes) const {
+  if (!steps_.Known()) return 0;
+  const double pass = PassSeconds(1);
+  return behind * (token_seconds_ > 0 ? token_seconds_ : pass / kTokensPerPass) + passes * pass;
+}
+
+void Speculator::AddModelExtras(std::span<DraftTarget> targets) {
+  double reading = 0;
+  for (size_t i = 0; i < targets.size(); ++i) {
+    const DraftTarget& target = targets[i];
+    if (target.drafter != Speculation::kDraftModel) continue;
+    const double own = Price(model_->Behind(target.context), 0);
+    if (!allowance_.Covers(reading + own) || !MaySave(target, own)) continue;
+    reading += own;
+    AddExtras(i, std::min(target.limit, kMaxDraft), states_[target.context.sequence], 0);
+  }
+}
+
+bool Speculator::MaySave(const DraftTarget& target, double seconds) const {
+  if (!steps_.Known()) return true;
+  return seconds <= kMostSaved * target.limit * steps_.Estimate(sequences_) / sequences_;
+}
+
 void Speculator::AddExtras(size_t index, int32_t length, const State& state, int32_t evidence) {
   const Acceptance& chances = Chances(state.drafter);
   float chance = 1;
@@ -119,10 +147,10 @@ void Speculator::Choose(std::span<DraftTarget> targets, int32_t most_rows) {
                    [](const Extra& a, const Extra& b) { return a.chance > b.chance; });
   const double plain_seconds = steps_.Estimate(plain);
   int32_t by_model = 0;
-  for (const DraftTarget& target : targets) by_model += target.drafter == Speculation::kDraftModel;
-  const double pass = by_model == 0     ? 0
-                      : passes_.Known() ? passes_.Estimate(by_model)
-                                        : kPassGuess * plain_seconds;
+  for (const Extra& extra : extras_) {
+    by_model += extra.position == 0 && targets[extra.target].drafter == Speculation::kDraftModel;
+  }
+  const double pass = by_model == 0 ? 0 : PassSeconds(by_model);
   double best = (plain > 1 ? kBatchMargin : kMargin) * plain / plain_seconds;
   size_t chosen = 0;
   double tokens = plain;
@@ -162,11 +190,10 @@ void Speculator::Probe(std::span<DraftTarget> targets, int32_t most_rows) {
     }
   }
   if (nearest == targets.size()) return;
-  const double pass =
-      passes_.Known() ? passes_.Estimate(1) / steps_.Estimate(static_cast<int32_t>(targets.size()))
-                      : kPassGuess;
-  const double reading = kPassesPerTokenBehind * pass * behind;
-  if (static_cast<double>(++unasked_) < static_cast<double>(probe_after_) + reading) return;
+  const double cost = Price(behind, kProbeLength);
+  if (++unasked_ < probe_after_ || !allowance_.Covers(cost) || !MaySave(targets[nearest], cost)) {
+    return;
+  }
   int32_t taken = 0;
   for (const int32_t length : lengths_) taken += length;
   lengths_[nearest] =
@@ -185,11 +212,23 @@ void Speculator::ProposeByModel(std::span<DraftTarget> targets, int32_t rows_lef
     orders_.push_back({targets[i].context, length, &states_[targets[i].context.sequence].proposal});
   }
   if (orders_.empty()) return;
+  const auto behind = [this] {
+    int32_t tokens = 0;
+    for (const DraftOrder& order : orders_) tokens += model_->Behind(order.context);
+    return tokens;
+  };
+  const int32_t before = behind();
   const double start = clock_->Now();
   const int32_t passes = model_->Propose(orders_);
   draft_seconds_ = clock_->Now() - start;
+  asked_ = true;
+  allowance_.Add(-draft_seconds_);
   if (passes > 0) {
     passes_.Observe(static_cast<int32_t>(orders_.size()), draft_seconds_ / passes);
+  } else if (const int32_t read = before - behind(); read > 0 && draft_seconds_ > 0) {
+    read_much_ = true;
+    const double measured = draft_seconds_ / read;
+    token_seconds_ += (token_seconds_ > 0 ? kNew : 1) * (measured - token_seconds_);
   }
   for (const DraftTarget& target : targets) {
     if (target.drafter == Speculation::kDraftModel) {
@@ -216,8 +255,22 @@ void Speculator::Observe(uint64_t sequence, std::span<const TokenId> chosen) {
 void Speculator::ObserveStep(int32_t rows, double seconds) {
   steps_.Observe(rows, seconds);
   // Without a target that drafts nothing was noted of this step.
-  if (sequences_ > 0) ledger_.Observe(sequences_, drafted_, tokens_, seconds + draft_seconds_);
+  if (sequences_ > 0) Account(seconds);
   sequences_ = 0;
+}
+
+void Speculator::Account(double step_seconds) {
+  const double plain_rate = ledger_.PlainRate(sequences_);
+  if (asked_ && drafted_ && plain_rate > 0) {
+    allowance_.Add(tokens_ / plain_rate - step_seconds);
+  } else if (!asked_ && may_ask_) {
+    allowance_.Grow(step_seconds);
+  }
+  // What was read once is of use to many steps; the allowance pays it.
+  const double drafting = read_much_ ? 0 : draft_seconds_;
+  if (!(read_much_ && drafted_)) {
+    ledger_.Observe(sequences_, drafted_, tokens_, step_seconds + drafting);
+  }
 }
 
 void Speculator::Forget(uint64_t sequence) {

@@ -4,7 +4,7 @@
 // curve of measured step times says. Rows are taken in order of their chance, as long as the
 // tokens per second that may be expected grow. So drafts are long where text is copied, short where
 // guesses are poor, and there are none when all they do is cost time, as in a large batch. A ledger
-// of what they really yielded has the last word.
+// of what they really yielded has the last word, and what a draft model may lose is bounded.
 //
 // Being off costs nothing and is not for ever: n-gram drafts are compared with what comes even when
 // they were not verified; a draft model is asked again rarely; old measurements are not believed.
@@ -22,6 +22,7 @@
 #include "engine/core/clock.h"
 #include "engine/decode/acceptance.h"
 #include "engine/decode/cost_curve.h"
+#include "engine/decode/draft_allowance.h"
 #include "engine/decode/draft_ledger.h"
 #include "engine/decode/drafter.h"
 
@@ -31,7 +32,7 @@ namespace cogumi {
 struct DraftTarget {
   DraftContext context;
   Speculation drafter = Speculation::kOff;
-  int32_t limit = 0;  // tokens that are of use at most
+  int32_t limit = 0;                      // tokens that are of use at most, in all steps to come
   std::vector<TokenId>* draft = nullptr;  // empty before
 };
 
@@ -66,9 +67,19 @@ class Speculator {
   void ProposeByLookup(std::span<DraftTarget> targets);
   void ProposeByModel(std::span<DraftTarget> targets, int32_t rows_left);
   void AddExtras(size_t index, int32_t length, const State& state, int32_t evidence);
+  // For the sequences that the draft model may work for: what it is behind is paid for.
+  void AddModelExtras(std::span<DraftTarget> targets);
   // How many tokens to draft for each target, into lengths_.
   void Choose(std::span<DraftTarget> targets, int32_t most_rows);
   void Probe(std::span<DraftTarget> targets, int32_t most_rows);
+  // Of the draft model, for so many sequences; only good for comparison until steps were measured.
+  double PassSeconds(int32_t sequences) const;
+  // Of reading so many tokens and of passes for one sequence; 0 until steps were measured.
+  double Price(int32_t behind, int32_t passes) const;
+  // Whether the rest of the answer may save as much as that.
+  bool MaySave(const DraftTarget& target, double seconds) const;
+  // Who yielded and saved what in the step.
+  void Account(double step_seconds);
   Acceptance& Chances(Speculation drafter) {
     return drafter == Speculation::kNgram ? lookup_chances_ : model_chances_;
   }
@@ -79,8 +90,10 @@ class Speculator {
   Acceptance lookup_chances_;
   Acceptance model_chances_;
   CostCurve steps_;
-  CostCurve passes_;  // of the draft model, by sequences
+  CostCurve passes_;          // of the draft model, by sequences
+  double token_seconds_ = 0;  // to read one more token of a prompt; 0: not measured yet
   DraftLedger ledger_;
+  DraftAllowance allowance_;
 
   std::unordered_map<uint64_t, State> states_;
   int64_t drafted_steps_;  // in a row
@@ -93,6 +106,9 @@ class Speculator {
   std::vector<int32_t> lengths_;  // by target
   int32_t sequences_ = 0;
   bool drafted_ = false;
+  bool may_ask_ = false;    // there are sequences for the draft model
+  bool asked_ = false;      // it worked
+  bool read_much_ = false;  // it was mostly busy with what it was behind
   double draft_seconds_ = 0;
   // Since then.
   int32_t tokens_ = 0;

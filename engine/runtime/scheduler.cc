@@ -146,7 +146,7 @@ void Scheduler::Draft() {
     target.context = {sequence->handle, sequence->tokens, sequence->roles, &sequence->sampler};
     target.drafter = sequence->drafter;
     // The token behind a draft is chosen in the same step.
-    target.limit = std::min(kMaxDraft, sequence->max_tokens - sequence->Generated() - 1);
+    target.limit = sequence->max_tokens - sequence->Generated() - 1;
     target.draft = &sequence->draft;
     drafts = drafts || target.drafter != Speculation::kOff;
   }

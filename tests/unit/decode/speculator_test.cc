@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <map>
 #include <memory>
 #include <random>
 #include <utility>
@@ -23,7 +24,10 @@ class CoinDrafter : public Drafter {
 
   int32_t Propose(std::span<DraftOrder> orders) override {
     int32_t passes = 0;
+    int32_t behind = 0;
     for (DraftOrder& order : orders) {
+      behind += Behind(order.context);
+      read_[order.context.sequence] = static_cast<int32_t>(order.context.tokens.size());
       const int32_t at = static_cast<int32_t>(order.context.tokens.size());
       order.draft->tokens.clear();
       order.draft->evidence = pass_seconds_ > 0 ? 0 : kMinNgram;
@@ -34,12 +38,22 @@ class CoinDrafter : public Drafter {
       passes = std::max(passes, order.length);
       tokens_ += order.length;
     }
-    clock_->Advance(passes * pass_seconds_);
+    clock_->Advance(passes * pass_seconds_ + behind * token_seconds_);
     ++calls_;
-    return passes;
+    return behind > 10 * static_cast<int32_t>(orders.size()) ? 0 : passes;
   }
-  int32_t Behind(const DraftContext& /*context*/) const override { return 0; }
-  void Forget(uint64_t /*sequence*/) override { ++forgotten_; }
+  int32_t Behind(const DraftContext& context) const override {
+    if (token_seconds_ == 0) return 0;
+    const auto found = read_.find(context.sequence);
+    return static_cast<int32_t>(context.tokens.size()) - (found == read_.end() ? 0 : found->second);
+  }
+  void Forget(uint64_t sequence) override {
+    ++forgotten_;
+    read_.erase(sequence);
+  }
+  // A token that it is behind costs so much; a call that reads more than a few says nothing of
+  // passes.
+  void SetReading(double token_seconds) { token_seconds_ = token_seconds; }
 
   static TokenId Truth(int32_t position) { return position % 97; }
   void SetChance(double chance) { chance_ = chance; }
@@ -50,7 +64,9 @@ class CoinDrafter : public Drafter {
  private:
   double chance_;
   const double pass_seconds_;
+  double token_seconds_ = 0;
   FakeClock* const clock_;
+  std::map<uint64_t, int32_t> read_;
   std::mt19937_64 random_{5};
   int64_t calls_ = 0;
   int64_t tokens_ = 0;
@@ -74,34 +90,52 @@ struct Simulation {
     const double start = clock.Now();
     int64_t tokens = 0;
     rows = 0;
-    for (int step = 0; step < steps; ++step) {
-      std::vector<std::vector<TokenId>> texts(sequences), chosen_drafts(sequences);
-      std::vector<DraftTarget> targets(sequences);
-      for (size_t i = 0; i < sequences; ++i) {
-        texts[i].assign(static_cast<size_t>(lengths[i]), 1);
-        targets[i] = {{i + 1, texts[i], {}, nullptr}, drafter_kind, kMaxDraft, &chosen_drafts[i]};
+    for (int step = 0; step < steps; ++step) tokens += OneStep(sequences);
+    return static_cast<double>(tokens) / (clock.Now() - start);
+  }
+
+  // Answers the tokens that it yielded.
+  int64_t OneStep(size_t sequences) {
+    int64_t tokens = 0;
+    std::vector<std::vector<TokenId>> texts(sequences), chosen_drafts(sequences);
+    std::vector<DraftTarget> targets(sequences);
+    for (size_t i = 0; i < sequences; ++i) {
+      texts[i].assign(static_cast<size_t>(lengths[i]), 1);
+      targets[i] = {{i + 1, texts[i], {}, nullptr}, drafter_kind, kAnswer, &chosen_drafts[i]};
+    }
+    speculator->Speculate(targets, most_rows);
+    int32_t step_rows = static_cast<int32_t>(sequences);
+    for (const auto& draft : chosen_drafts) step_rows += static_cast<int32_t>(draft.size());
+    EXPECT_LE(step_rows, static_cast<int32_t>(sequences) + most_rows);
+    rows += step_rows;
+    clock.Advance(step_cost(step_rows));
+    for (size_t i = 0; i < sequences; ++i) {
+      std::vector<TokenId> chosen;
+      for (size_t k = 0; k <= chosen_drafts[i].size(); ++k) {
+        chosen.push_back(CoinDrafter::Truth(lengths[i] + static_cast<int32_t>(k)));
+        if (k < chosen_drafts[i].size() && chosen_drafts[i][k] != chosen.back()) break;
       }
-      speculator->Speculate(targets, most_rows);
-      int32_t step_rows = static_cast<int32_t>(sequences);
-      for (const auto& draft : chosen_drafts) step_rows += static_cast<int32_t>(draft.size());
-      EXPECT_LE(step_rows, static_cast<int32_t>(sequences) + most_rows);
-      rows += step_rows;
-      clock.Advance(step_cost(step_rows));
-      for (size_t i = 0; i < sequences; ++i) {
-        std::vector<TokenId> chosen;
-        for (size_t k = 0; k <= chosen_drafts[i].size(); ++k) {
-          chosen.push_back(CoinDrafter::Truth(lengths[i] + static_cast<int32_t>(k)));
-          if (k < chosen_drafts[i].size() && chosen_drafts[i][k] != chosen.back()) break;
-        }
-        speculator->Observe(i + 1, chosen);
-        lengths[i] += static_cast<int32_t>(chosen.size());
-        tokens += static_cast<int64_t>(chosen.size());
-      }
-      speculator->ObserveStep(step_rows, step_cost(step_rows));
+      speculator->Observe(i + 1, chosen);
+      lengths[i] += static_cast<int32_t>(chosen.size());
+      tokens += static_cast<int64_t>(chosen.size());
+    }
+    speculator->ObserveStep(step_rows, step_cost(step_rows));
+    return tokens;
+  }
+
+  // Tokens per second of groups of answers to prompts of so many tokens.
+  double RunAnswers(size_t sequences, int groups, int32_t prompt) {
+    const double start = clock.Now();
+    int64_t tokens = 0;
+    for (int group = 0; group < groups; ++group) {
+      lengths.assign(sequences, prompt);
+      while (lengths[0] < prompt + kAnswer) tokens += OneStep(sequences);
+      for (size_t i = 0; i < sequences; ++i) speculator->Forget(i + 1);
     }
     return static_cast<double>(tokens) / (clock.Now() - start);
   }
 
+  static constexpr int32_t kAnswer = 128;  // tokens
   FakeClock clock;
   const Speculation drafter_kind;
   std::function<double(int)> step_cost;
@@ -148,8 +182,7 @@ TEST(Speculator, NeverLosesMuchFromTheFirstStepOn) {
         for (const double pass : {0.0, 2e-3}) {
           const Speculation kind = pass == 0 ? Speculation::kNgram : Speculation::kDraftModel;
           Simulation simulation(kind, chance, pass, cost);
-          const double plain =
-              static_cast<double>(sequences) / cost(static_cast<int>(sequences));
+          const double plain = static_cast<double>(sequences) / cost(static_cast<int>(sequences));
           EXPECT_GT(simulation.Run(sequences, 2000), 0.97 * plain)
               << "chance " << chance << ", sequences " << sequences << ", pass " << pass;
         }
@@ -194,6 +227,25 @@ TEST(Speculator, SwitchesAUselessModelOffAndAsksItRarely) {
   const int64_t asked = simulation.drafts->calls() - before;
   EXPECT_GT(asked, 2);
   EXPECT_LT(asked, 60);
+}
+
+TEST(Speculator, ReadingPromptsCostsNoMoreThanItBrings) {
+  // A draft model as large as the one that verifies reads a prompt in the time of many steps.
+  const auto large = [](int rows) { return 3e-3 * std::max(1.0, rows / 3.0); };
+  for (const size_t sequences : {size_t{1}, size_t{8}, size_t{32}}) {
+    for (const double chance : {0.0, 0.9, 1.0}) {
+      Simulation simulation(Speculation::kDraftModel, chance, 3e-3, large);
+      simulation.drafts->SetReading(0.4e-3);
+      const double plain = static_cast<double>(sequences) / large(static_cast<int>(sequences));
+      EXPECT_GT(simulation.RunAnswers(sequences, 20, 250), 0.975 * plain)
+          << "sequences " << sequences << ", chance " << chance;
+    }
+  }
+  // A small one pays although it reads them too.
+  Simulation simulation(Speculation::kDraftModel, 0.9, 0.2e-3, Flat);
+  simulation.drafts->SetReading(0.03e-3);
+  simulation.RunAnswers(1, 20, 250);
+  EXPECT_GT(simulation.RunAnswers(1, 20, 250), 2 / Flat(1));
 }
 
 TEST(Speculator, ComesBackWhenDraftsGetBetter) {
