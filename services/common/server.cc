@@ -112,10 +112,11 @@ struct ServiceHost::Impl {
 
   void SetServing(bool serving) {
     auto* health = server->GetHealthCheckService();
-    health->SetServingStatus("", serving);
     for (const HostedService& hosted : services) {
       health->SetServingStatus(hosted.full_name, serving);
     }
+    // Last: who watches the whole server may then ask for any service.
+    health->SetServingStatus("", serving);
   }
 
   void WatchHealth(bool serving) {
