@@ -65,7 +65,7 @@ void Speculator::Speculate(std::span<DraftTarget> targets, int32_t most_rows) {
   sequences_ = static_cast<int32_t>(targets.size());
   draft_seconds_ = 0;
   ProposeByLookup(targets);
-  AddModelExtras(targets);
+  AddModelExtras(targets, most_rows);
   lengths_.assign(targets.size(), 0);
   Choose(targets, most_rows);
   Probe(targets, most_rows);
@@ -108,21 +108,40 @@ double Speculator::Price(int32_t behind, int32_t passes) const {
   return behind * (token_seconds_ > 0 ? token_seconds_ : pass / kTokensPerPass) + passes * pass;
 }
 
-void Speculator::AddModelExtras(std::span<DraftTarget> targets) {
+void Speculator::AddModelExtras(std::span<DraftTarget> targets, int32_t most_rows) {
   double reading = 0;
   for (size_t i = 0; i < targets.size(); ++i) {
     const DraftTarget& target = targets[i];
     if (target.drafter != Speculation::kDraftModel) continue;
     const double own = Price(model_->Behind(target.context), 0);
-    if (!allowance_.Covers(reading + own) || !MaySave(target, own)) continue;
+    const State& state = states_[target.context.sequence];
+    if (!allowance_.Covers(reading + own) ||
+        own > SavedShare(state, most_rows) * PlainSeconds(target)) {
+      continue;
+    }
     reading += own;
-    AddExtras(i, std::min(target.limit, kMaxDraft), states_[target.context.sequence], 0);
+    AddExtras(i, std::min(target.limit, kMaxDraft), state, 0);
   }
 }
 
-bool Speculator::MaySave(const DraftTarget& target, double seconds) const {
-  if (!steps_.Known()) return true;
-  return seconds <= kMostSaved * target.limit * steps_.Estimate(sequences_) / sequences_;
+double Speculator::PlainSeconds(const DraftTarget& target) const {
+  return steps_.Known() ? target.limit * steps_.Estimate(sequences_) / sequences_ : 0;
+}
+
+double Speculator::SavedShare(const State& state, int32_t most_rows) const {
+  if (!passes_.Known()) return kMostSaved;
+  const double plain = steps_.Estimate(sequences_);
+  const double pass = PassSeconds(sequences_);
+  double share = 0;
+  double tokens = 1;
+  double chance = 1;
+  for (int32_t k = 1; k <= kMaxDraft && k * sequences_ <= most_rows; ++k) {
+    chance *= static_cast<double>(model_chances_.Rate(state.counts, k - 1));
+    tokens += chance;
+    const double seconds = steps_.Estimate((1 + k) * sequences_) + k * pass;
+    share = std::max(share, 1 - kMargin * seconds / (tokens * plain));
+  }
+  return std::min(share, kMostSaved);
 }
 
 void Speculator::AddExtras(size_t index, int32_t length, const State& state, int32_t evidence) {
@@ -191,7 +210,8 @@ void Speculator::Probe(std::span<DraftTarget> targets, int32_t most_rows) {
   }
   if (nearest == targets.size()) return;
   const double cost = Price(behind, kProbeLength);
-  if (++unasked_ < probe_after_ || !allowance_.Covers(cost) || !MaySave(targets[nearest], cost)) {
+  if (++unasked_ < probe_after_ || !allowance_.Covers(cost) ||
+      cost > kMostSaved * PlainSeconds(targets[nearest])) {
     return;
   }
   int32_t taken = 0;

@@ -67,8 +67,9 @@ class Speculator {
   void ProposeByLookup(std::span<DraftTarget> targets);
   void ProposeByModel(std::span<DraftTarget> targets, int32_t rows_left);
   void AddExtras(size_t index, int32_t length, const State& state, int32_t evidence);
-  // For the sequences that the draft model may work for: what it is behind is paid for.
-  void AddModelExtras(std::span<DraftTarget> targets);
+  // For the sequences that the draft model may work for: what it is behind can be paid and will
+  // come back.
+  void AddModelExtras(std::span<DraftTarget> targets, int32_t most_rows);
   // How many tokens to draft for each target, into lengths_.
   void Choose(std::span<DraftTarget> targets, int32_t most_rows);
   void Probe(std::span<DraftTarget> targets, int32_t most_rows);
@@ -76,8 +77,10 @@ class Speculator {
   double PassSeconds(int32_t sequences) const;
   // Of reading so many tokens and of passes for one sequence; 0 until steps were measured.
   double Price(int32_t behind, int32_t passes) const;
-  // Whether the rest of the answer may save as much as that.
-  bool MaySave(const DraftTarget& target, double seconds) const;
+  // Of the rest of an answer without drafts; 0 until steps were measured.
+  double PlainSeconds(const DraftTarget& target) const;
+  // How much of it the draft model may save if it drafts for all sequences.
+  double SavedShare(const State& state, int32_t most_rows) const;
   // Who yielded and saved what in the step.
   void Account(double step_seconds);
   Acceptance& Chances(Speculation drafter) {
