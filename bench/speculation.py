@@ -192,7 +192,8 @@ def main():
             drafts["random"] = folder / "random.gguf"
             draft_models.random_weights(serving.model_path(), drafts["random"])
         print(f"{'task':7}{'drafter':8}{'batch':>6}{'T':>5}{'without':>9}{'with':>9}{'ratio':>8}"
-              f"{'whole':>8}{'kept':>8}{'circles':>9}{'groups':>8}  accepted per position and draft", flush=True)
+              f"{'whole':>8}{'kept':>8}{'circles':>9}{'groups':>8}"
+              "  accepted per position and draft", flush=True)
         for drafter in arguments.drafters:
             tasks_path = folder / f"{drafter}.json"
             tasks_path.write_text(json.dumps(

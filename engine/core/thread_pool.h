@@ -47,10 +47,9 @@ class ThreadPool {
   }
 
   // Inside Run, by every thread in the same order of calls: fn(begin, end) for ranges that together
-  // are [0, n). A thread takes its contiguous share item by item (a
-  // long one a few at a time), then helps the others with
-  // theirs, so that a thread which the system stops or memory slows does not hold up the rest.
-  // Ends with a barrier.
+  // are [0, n). A thread takes its contiguous share item by item (a long one a few at a time), then
+  // helps the others with theirs, so that a thread which the system stops or memory slows does not
+  // hold up the rest. Ends with a barrier.
   template <class Fn>
   void ForEach(int n, int thread, const Fn& fn) {
     if (team_ == 1) {

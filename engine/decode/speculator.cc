@@ -113,8 +113,9 @@ void Speculator::AddModelExtras(std::span<DraftTarget> targets, int32_t most_row
   for (size_t i = 0; i < targets.size(); ++i) {
     const DraftTarget& target = targets[i];
     if (target.drafter != Speculation::kDraftModel) continue;
-    const double own = Price(model_->Behind(target.context), 0);
-    const State& state = states_[target.context.sequence];
+    State& state = states_[target.context.sequence];
+    state.behind = model_->Behind(target.context);
+    const double own = Price(state.behind, 0);
     if (!allowance_.Covers(reading + own) ||
         own > SavedShare(state, most_rows) * PlainSeconds(target)) {
       continue;
@@ -202,7 +203,7 @@ void Speculator::Probe(std::span<DraftTarget> targets, int32_t most_rows) {
       probe_after_ = kFirstProbe;
       return;
     }
-    const int32_t tokens = model_->Behind(targets[i].context);
+    const int32_t tokens = states_[targets[i].context.sequence].behind;
     if (targets[i].limit > 0 && (nearest == targets.size() || tokens < behind)) {
       nearest = i;
       behind = tokens;
@@ -232,12 +233,6 @@ void Speculator::ProposeByModel(std::span<DraftTarget> targets, int32_t rows_lef
     orders_.push_back({targets[i].context, length, &states_[targets[i].context.sequence].proposal});
   }
   if (orders_.empty()) return;
-  const auto behind = [this] {
-    int32_t tokens = 0;
-    for (const DraftOrder& order : orders_) tokens += model_->Behind(order.context);
-    return tokens;
-  };
-  const int32_t before = behind();
   const double start = clock_->Now();
   const int32_t passes = model_->Propose(orders_);
   draft_seconds_ = clock_->Now() - start;
@@ -245,16 +240,25 @@ void Speculator::ProposeByModel(std::span<DraftTarget> targets, int32_t rows_lef
   allowance_.Add(-draft_seconds_);
   if (passes > 0) {
     passes_.Observe(static_cast<int32_t>(orders_.size()), draft_seconds_ / passes);
-  } else if (const int32_t read = before - behind(); read > 0 && draft_seconds_ > 0) {
-    read_much_ = true;
-    const double measured = draft_seconds_ / read;
-    token_seconds_ += (token_seconds_ > 0 ? kNew : 1) * (measured - token_seconds_);
+  } else {
+    ObserveReading();
   }
   for (const DraftTarget& target : targets) {
     if (target.drafter == Speculation::kDraftModel) {
       *target.draft = states_[target.context.sequence].proposal.tokens;
     }
   }
+}
+
+void Speculator::ObserveReading() {
+  int32_t read = 0;
+  for (const DraftOrder& order : orders_) {
+    read += states_[order.context.sequence].behind - model_->Behind(order.context);
+  }
+  if (read <= 0 || draft_seconds_ <= 0) return;
+  read_much_ = true;
+  const double measured = draft_seconds_ / read;
+  token_seconds_ += (token_seconds_ > 0 ? kNew : 1) * (measured - token_seconds_);
 }
 
 void Speculator::Observe(uint64_t sequence, std::span<const TokenId> chosen) {
@@ -286,11 +290,10 @@ void Speculator::Account(double step_seconds) {
   } else if (!asked_ && may_ask_) {
     allowance_.Grow(step_seconds);
   }
-  // What was read once is of use to many steps; the allowance pays it.
-  const double drafting = read_much_ ? 0 : draft_seconds_;
-  if (!(read_much_ && drafted_)) {
-    ledger_.Observe(sequences_, drafted_, tokens_, step_seconds + drafting);
-  }
+  // What was read once is of use to many steps: the allowance pays it, and such drafts are not
+  // judged.
+  if (read_much_ && drafted_) return;
+  ledger_.Observe(sequences_, drafted_, tokens_, step_seconds + (read_much_ ? 0 : draft_seconds_));
 }
 
 void Speculator::Forget(uint64_t sequence) {

@@ -55,7 +55,8 @@ class Speculator {
   struct State {
     Speculation drafter = Speculation::kOff;
     AcceptanceCounts counts;
-    Draft proposal;  // of this step; what was verified is a beginning of it
+    Draft proposal;      // of this step; what was verified is a beginning of it
+    int32_t behind = 0;  // tokens that the draft model had to read before this step
   };
   // A drafted token that may be verified: a row more in the step.
   struct Extra {
@@ -81,6 +82,8 @@ class Speculator {
   double PlainSeconds(const DraftTarget& target) const;
   // How much of it the draft model may save if it drafts for all sequences.
   double SavedShare(const State& state, int32_t most_rows) const;
+  // The draft model has mostly read.
+  void ObserveReading();
   // Who yielded and saved what in the step.
   void Account(double step_seconds);
   Acceptance& Chances(Speculation drafter) {
