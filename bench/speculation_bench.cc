@@ -1,7 +1,8 @@
-// cogumi-speculation-bench: answers to given prompts with and without drafts, in turns, as JSON.
-// bench/speculation gives it the tasks and reads the figures.
+// cogumi-speculation-bench: answers to given prompts with and without drafts, side by side, as
+// JSON. bench/speculation gives it the tasks and reads the figures.
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <condition_variable>
 #include <fstream>
@@ -11,13 +12,15 @@
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "bench/lib/turns.h"
 #include "cogumi/engine.h"
-#include "engine/core/clock.h"
 #include "engine/core/status_macros.h"
 
 namespace cogumi::bench {
@@ -36,8 +39,8 @@ struct Options {
 };
 
 constexpr size_t kLeastGroups = 4;
-// Two turns of a group differ by up to 15 % on a machine that others use too.
 constexpr size_t kMostGroups = 32;
+constexpr double kTurnSeconds = 0.02;
 
 struct Task {
   std::string kind;
@@ -47,13 +50,19 @@ struct Task {
 // When tokens came, and which.
 class Recorder : public ResponseSink {
  public:
+  Recorder(std::shared_ptr<Turns> turns, int side) : turns_(std::move(turns)), side_(side) {}
+
   void OnChunk(Chunk chunk) override {
-    const double now = Clock::Real()->Now();
-    const std::lock_guard<std::mutex> lock(mutex_);
-    for (const TokenInfo& token : chunk.tokens) {
-      tokens_.push_back(token.id);
-      times_.push_back(now);
+    const double now = turns_->Seconds(side_);
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      for (const TokenInfo& token : chunk.tokens) {
+        tokens_.push_back(token.id);
+        times_.push_back(now);
+      }
     }
+    // Holds this engine's step thread until its turn comes again.
+    turns_->Offer(side_);
   }
   void OnFinished(absl::Status status, Completion completion) override {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -73,6 +82,8 @@ class Recorder : public ResponseSink {
   const Completion& completion() const { return completion_; }
 
  private:
+  const std::shared_ptr<Turns> turns_;
+  const int side_;
   std::mutex mutex_;
   std::condition_variable condition_;
   bool done_ = false;
@@ -115,41 +126,71 @@ bool IsClear(const std::vector<double>& ratios, double bound) {
 
 class Bench {
  public:
-  Bench(const Options& options, std::unique_ptr<Engine> engine)
-      : options_(options), engine_(std::move(engine)) {}
+  // Two engines with the same options. One may be a few percent faster by where its memory lies, so
+  // each answers with drafts as often as without.
+  Bench(const Options& options, std::array<std::unique_ptr<Engine>, 2> engines)
+      : options_(options), engines_(std::move(engines)) {}
 
-  absl::StatusOr<GroupResult> Run(const std::vector<const Task*>& tasks, Speculation speculation) {
+  struct Pair {
+    GroupResult without;
+    GroupResult with;
+  };
+  // The same prompts on both engines, which take turns; the group's number says which does what.
+  absl::StatusOr<Pair> RunBoth(const std::vector<const Task*>& tasks, size_t group,
+                               Speculation drafter) {
+    ++runs_;
+    const int plain = group / 2 % 2 == 0 ? 0 : 1;
+    const auto turns =
+        std::make_shared<Turns>(kTurnSeconds, /*first=*/group % 2 == 0 ? plain : 1 - plain);
+    absl::StatusOr<GroupResult> with;
+    std::thread other([&] { with = Run(tasks, 1 - plain, drafter, turns); });
+    absl::StatusOr<GroupResult> without = Run(tasks, plain, Speculation::kOff, turns);
+    other.join();
+    RETURN_IF_ERROR(without.status());
+    RETURN_IF_ERROR(with.status());
+    return Pair{*std::move(without), *std::move(with)};
+  }
+
+  absl::StatusOr<GroupResult> Run(const std::vector<const Task*>& tasks, int side,
+                                  Speculation speculation, const std::shared_ptr<Turns>& turns) {
+    turns->Begin(side);
+    absl::StatusOr<GroupResult> result = RunInTurn(tasks, side, speculation, turns);
+    turns->End(side);
+    return result;
+  }
+
+  absl::StatusOr<GroupResult> RunInTurn(const std::vector<const Task*>& tasks, int side,
+                                        Speculation speculation,
+                                        const std::shared_ptr<Turns>& turns) {
+    Engine& engine = *engines_[static_cast<size_t>(side)];
     std::vector<std::shared_ptr<Recorder>> streams;
-    const double start = Clock::Real()->Now();
     for (const Task* task : tasks) {
       ASSIGN_OR_RETURN(TokenizedPrompt prompt,
-                       engine_->Tokenize(std::vector<Message>{{MessageRole::kUser, task->prompt}}));
+                       engine.Tokenize(std::vector<Message>{{MessageRole::kUser, task->prompt}}));
       GenerationRequest request;
       request.tokens = std::move(prompt.tokens);
       // Another tenant each time: no prompt is found in a cache.
-      request.tenant = absl::StrCat("tenant-", ++runs_);
+      request.tenant = absl::StrCat("tenant-", runs_, "-", streams.size());
       request.sampling.temperature = static_cast<float>(options_.temperature);
       request.sampling.max_tokens = options_.max_tokens;
       request.sampling.seed = 1234 + static_cast<uint64_t>(task - first_task_);
       request.speculation = speculation;
-      streams.push_back(std::make_shared<Recorder>());
-      RETURN_IF_ERROR(engine_->Submit(std::move(request), streams.back()).status());
+      streams.push_back(std::make_shared<Recorder>(turns, side));
+      RETURN_IF_ERROR(engine.Submit(std::move(request), streams.back()).status());
     }
     GroupResult result;
     double all_began = 0;
-    double end = 0;
     for (const auto& stream : streams) {
       RETURN_IF_ERROR(stream->Wait());
       all_began = std::max(all_began, stream->times().front());
-      end = std::max(end, stream->times().back());
+      result.whole_seconds = std::max(result.whole_seconds, stream->times().back());
     }
     for (const auto& stream : streams) {
       for (const double time : stream->times()) result.tokens += time > all_began ? 1 : 0;
       result.answers.push_back(stream->tokens());
       Add(stream->completion().speculation, result.stats);
     }
-    result.seconds = end - all_began;
-    result.whole_seconds = end - start;
+    result.seconds = result.whole_seconds - all_began;
     return result;
   }
 
@@ -176,7 +217,10 @@ class Bench {
         const std::vector<const Task*> group(
             all.begin() + static_cast<std::ptrdiff_t>(i),
             all.begin() + static_cast<std::ptrdiff_t>(std::min(all.size(), i + 8)));
-        ASSIGN_OR_RETURN(const GroupResult result, Run(group, Speculation::kOff));
+        ++runs_;
+        const auto alone = std::make_shared<Turns>(kTurnSeconds, /*first=*/0);
+        alone->End(1);
+        ASSIGN_OR_RETURN(const GroupResult result, Run(group, 0, Speculation::kOff, alone));
         for (size_t k = 0; k < group.size(); ++k) {
           if (!Loops(result.answers[k])) kept.push_back(group[k]);
         }
@@ -197,8 +241,8 @@ class Bench {
   absl::StatusOr<nlohmann::json> MeasureBatch(const std::vector<const Task*>& tasks, int batch,
                                               Speculation drafter) {
     const size_t size = static_cast<size_t>(batch);
-    // An even number, so that each way begins as often as the other.
-    size_t groups = std::max<size_t>(kLeastGroups, tasks.size() / size / 2 * 2);
+    // So that each way begins as often as the other, on either engine.
+    size_t groups = std::max(kLeastGroups, tasks.size() / size / kLeastGroups * kLeastGroups);
     if (options_.groups > 0) groups = std::min(groups, static_cast<size_t>(options_.groups));
     const size_t most = options_.bound > 0 ? std::max(groups, kMostGroups) : groups;
     std::vector<double> ratios;
@@ -211,11 +255,8 @@ class Bench {
     for (size_t g = 0; g < groups; ++g) {
       std::vector<const Task*> group;
       for (size_t i = 0; i < size; ++i) group.push_back(tasks[(g * size + i) % tasks.size()]);
-      GroupResult without, with;
-      for (const bool draft_now : {g % 2 == 0, g % 2 != 0}) {  // who begins changes
-        ASSIGN_OR_RETURN(GroupResult result, Run(group, draft_now ? drafter : Speculation::kOff));
-        (draft_now ? with : without) = std::move(result);
-      }
+      ASSIGN_OR_RETURN(const Pair pair, RunBoth(group, g, drafter));
+      const auto& [without, with] = pair;
       different += without.answers == with.answers ? 0 : 1;
       plain_seconds.push_back(without.seconds);
       plain_tokens.push_back(without.tokens);
@@ -228,7 +269,8 @@ class Bench {
         ratios.push_back(static_cast<double>(with.tokens) / with.seconds * without.seconds /
                          static_cast<double>(without.tokens));
       }
-      if (g + 1 == groups && groups < most && !IsClear(ratios, options_.bound)) groups += 2;
+      if (g + 1 == groups && groups < most && !IsClear(ratios, options_.bound))
+        groups += kLeastGroups;
     }
     return nlohmann::json{{"batch", batch},
                           {"groups", groups},
@@ -246,7 +288,7 @@ class Bench {
   }
 
   const Options options_;
-  const std::unique_ptr<Engine> engine_;
+  const std::array<std::unique_ptr<Engine>, 2> engines_;
   const Task* first_task_ = nullptr;
   int64_t runs_ = 0;
 };
@@ -273,9 +315,12 @@ absl::StatusOr<nlohmann::json> RunBench(const Options& options) {
     engine_options.draft_model_path = options.draft_model_path;
     engine_options.draft_kv_bytes = int64_t{1} << 30;
   }
-  ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, Engine::Create(engine_options));
-  const std::string configuration = engine->Configuration().kernel_configuration;
-  Bench bench(options, std::move(engine));
+  std::array<std::unique_ptr<Engine>, 2> engines;
+  for (std::unique_ptr<Engine>& engine : engines) {
+    ASSIGN_OR_RETURN(engine, Engine::Create(engine_options));
+  }
+  const std::string configuration = engines[0]->Configuration().kernel_configuration;
+  Bench bench(options, std::move(engines));
   ASSIGN_OR_RETURN(nlohmann::json rows,
                    bench.Measure(tasks, by_model ? Speculation::kDraftModel : Speculation::kNgram));
   return nlohmann::json{{"kernel_configuration", configuration},
@@ -286,7 +331,8 @@ absl::StatusOr<nlohmann::json> RunBench(const Options& options) {
 
 int Main(int argc, char** argv) {
   Options options;
-  CLI::App app("Answers with and without drafts, in turns, as JSON.", "cogumi-speculation-bench");
+  CLI::App app("Answers with and without drafts, side by side, as JSON.",
+               "cogumi-speculation-bench");
   app.add_option("model", options.model_path, "GGUF file")->required();
   app.add_option("tasks", options.tasks_path, "JSON: a list of {kind, prompt}")->required();
   app.add_option("--draft-model", options.draft_model_path, "GGUF file; none: n-gram lookup");

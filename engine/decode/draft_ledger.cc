@@ -14,8 +14,6 @@ constexpr int32_t WindowOf(int32_t sequences) { return std::max(6, 64 / sequence
 constexpr double kLoss = 0.98;
 constexpr int64_t kFirstRest = 64;
 constexpr int64_t kLastRest = 2048;
-// What a step without drafts counts after the next one.
-constexpr double kMemory = 0.8;
 // Drafts that win by less are compared more often.
 constexpr double kNarrow = 1.15;
 constexpr int64_t kPlainEvery = 256;
@@ -44,7 +42,16 @@ int64_t DraftLedger::PlainEvery(int32_t sequences) const {
 
 double DraftLedger::PlainRate(int32_t sequences) const {
   const Size* size = Find(sequences);
-  return size == nullptr ? 0 : size->plain.Rate();
+  return size == nullptr ? 0 : size->PlainRate();
+}
+
+double DraftLedger::Size::PlainRate() const {
+  const int32_t known = std::min(plain_steps, kPlainSteps);
+  if (known == 0) return 0;
+  std::array<double, kPlainSteps> rates = plain_rates;
+  const auto middle = rates.begin() + known / 2;
+  std::nth_element(rates.begin(), middle, rates.begin() + known);
+  return *middle;
 }
 
 void DraftLedger::Observe(int32_t sequences, bool drafted, int32_t tokens, double seconds) {
@@ -58,15 +65,17 @@ void DraftLedger::Observe(int32_t sequences, bool drafted, int32_t tokens, doubl
     size.seen = true;
   }
   if (!drafted) {
-    size.plain.tokens = kMemory * size.plain.tokens + tokens;
-    size.plain.seconds = kMemory * size.plain.seconds + seconds;
+    if (seconds > 0) {
+      size.plain_rates[static_cast<size_t>(size.plain_steps % kPlainSteps)] = tokens / seconds;
+      ++size.plain_steps;
+    }
     size.left = std::max<int64_t>(0, size.left - 1);
     return;
   }
   size.drafted.tokens += tokens;
   size.drafted.seconds += seconds;
   if (++size.window < WindowOf(sequences)) return;
-  const double plain = size.plain.Rate();
+  const double plain = size.PlainRate();
   const double rate = size.drafted.Rate();
   size.narrow = rate < kNarrow * plain;
   if (rate >= kLoss * plain) {

@@ -8,6 +8,7 @@
 // Deterministic given what is observed.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -20,12 +21,15 @@ class DraftLedger {
   bool Allows(int32_t sequences) const;
   // After so many steps with drafts in a row one without is due: seldom where they win clearly.
   int64_t PlainEvery(int32_t sequences) const;
-  // Tokens a second without drafts; 0 before it was seen.
+  // Tokens a second without drafts, the median of the last steps: one that was held up must not
+  // make drafts look good. 0 before any was seen.
   double PlainRate(int32_t sequences) const;
   // A step of so many sequences yielded `tokens` and took `seconds`, drafting included.
   void Observe(int32_t sequences, bool drafted, int32_t tokens, double seconds);
 
  private:
+  static constexpr int32_t kPlainSteps = 5;
+
   struct Sum {
     double tokens = 0;
     double seconds = 0;
@@ -33,8 +37,10 @@ class DraftLedger {
   };
   struct Size {
     bool seen = false;
-    Sum plain;    // older steps count less
-    Sum drafted;  // of the window
+    double PlainRate() const;
+    std::array<double, kPlainSteps> plain_rates{};  // a ring
+    int32_t plain_steps = 0;                        // seen; the next one's place, modulo its length
+    Sum drafted;                                    // of the window
     int32_t window = 0;
     int64_t rest = 0;  // steps, of the last one
     int64_t left = 0;  // of the rest

@@ -49,6 +49,8 @@ bool Speculator::Has(Speculation drafter) const {
 }
 
 void Speculator::Speculate(std::span<DraftTarget> targets, int32_t most_rows) {
+  sequences_ = static_cast<int32_t>(targets.size());
+  if (targets.empty()) return;
   tokens_ = 0;
   may_ask_ = asked_ = read_much_ = false;
   for (const DraftTarget& target : targets) {
@@ -62,7 +64,6 @@ void Speculator::Speculate(std::span<DraftTarget> targets, int32_t most_rows) {
     state.proposal.tokens.clear();
   }
   extras_.clear();
-  sequences_ = static_cast<int32_t>(targets.size());
   draft_seconds_ = 0;
   ProposeByLookup(targets);
   AddModelExtras(targets, most_rows);
@@ -278,7 +279,6 @@ void Speculator::Observe(uint64_t sequence, std::span<const TokenId> chosen) {
 
 void Speculator::ObserveStep(int32_t rows, double seconds) {
   steps_.Observe(rows, seconds);
-  // Without a target that drafts nothing was noted of this step.
   if (sequences_ > 0) Account(seconds);
   sequences_ = 0;
 }

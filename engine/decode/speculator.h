@@ -43,7 +43,8 @@ class Speculator {
 
   bool Has(Speculation drafter) const;
 
-  // Fills the drafts, of `most_rows` tokens together at most.
+  // Fills the drafts, of `most_rows` tokens together at most. Called before each step; without
+  // targets where none of its sequences drafts.
   void Speculate(std::span<DraftTarget> targets, int32_t most_rows);
   // What the sequence's rows of the step chose, in order, up to the first that was not the draft's.
   void Observe(uint64_t sequence, std::span<const TokenId> chosen);

@@ -150,7 +150,7 @@ void Scheduler::Draft() {
     target.draft = &sequence->draft;
     drafts = drafts || target.drafter != Speculation::kOff;
   }
-  if (!drafts) return;
+  if (!drafts) targets_.clear();
   const int32_t most = options_.extra_logit_rows;
   speculator_->Speculate(targets_, scores ? most / 2 : most);
 }

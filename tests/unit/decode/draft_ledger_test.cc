@@ -76,6 +76,15 @@ TEST(DraftLedger, ComparesMoreOftenWhereLittleIsWon) {
   EXPECT_GT(ledger.PlainEvery(kSequences), narrow);
 }
 
+TEST(DraftLedger, AStepThatWasHeldUpDoesNotFlatterDrafts) {
+  DraftLedger ledger;
+  Plain(ledger, 4);
+  ledger.Observe(kSequences, false, kSequences, 50e-3);
+  EXPECT_DOUBLE_EQ(ledger.PlainRate(kSequences), kSequences / 1e-3);
+  Drafted(ledger, 0.9);
+  EXPECT_FALSE(ledger.Allows(kSequences));
+}
+
 TEST(DraftLedger, BelievesRecentStepsMore) {
   DraftLedger ledger;
   for (int i = 0; i < 100; ++i) ledger.Observe(kSequences, false, kSequences, 1e-3);
