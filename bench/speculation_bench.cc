@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <condition_variable>
 #include <fstream>
@@ -19,9 +20,15 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "bench/lib/shared_model.h"
 #include "bench/lib/turns.h"
 #include "cogumi/engine.h"
 #include "engine/core/status_macros.h"
+#include "engine/core/thread_pool.h"
+#include "engine/io/gguf.h"
+#include "engine/runtime/engine_parts.h"
+#include "engine/tokenizer/chat_template.h"
+#include "engine/tokenizer/tokenizer.h"
 
 namespace cogumi::bench {
 namespace {
@@ -41,6 +48,8 @@ struct Options {
 constexpr size_t kLeastGroups = 4;
 constexpr size_t kMostGroups = 32;
 constexpr double kTurnSeconds = 0.02;
+// Of an answer that keeps the other side company.
+constexpr int32_t kFillerTokens = 32;
 
 struct Task {
   std::string kind;
@@ -124,11 +133,44 @@ bool IsClear(const std::vector<double>& ratios, double bound) {
   return mean - std::sqrt(variance / count) > bound;
 }
 
+using Engines = std::array<std::unique_ptr<Engine>, 2>;
+
+// Two engines with the same options on the same weights, which must take turns.
+absl::StatusOr<Engines> CreateEngines(const EngineOptions& options) {
+  ASSIGN_OR_RETURN(const std::shared_ptr<GgufFile> file, GgufFile::Open(options.model_path));
+  const int threads = options.threads > 0 ? options.threads : ThreadPool::AvailableCores();
+  const auto pool = std::make_shared<ThreadPool>(threads);
+  // The last engine takes the pool along.
+  const auto load = [&pool](const GgufFile& from,
+                            const ModelOptions& how) -> absl::StatusOr<std::shared_ptr<Model>> {
+    ASSIGN_OR_RETURN(std::unique_ptr<Model> model, Model::Load(from, how, pool.get()));
+    return std::shared_ptr<Model>(model.release(), [pool](Model* owned) { delete owned; });
+  };
+  ASSIGN_OR_RETURN(const std::shared_ptr<Model> model, load(*file, ModelOptionsFor(options)));
+  std::shared_ptr<Model> draft_model;
+  if (!options.draft_model_path.empty()) {
+    ASSIGN_OR_RETURN(const std::shared_ptr<GgufFile> draft_file,
+                     GgufFile::Open(options.draft_model_path));
+    ASSIGN_OR_RETURN(draft_model, load(*draft_file, DraftModelOptionsFor(options)));
+  }
+  Engines engines;
+  for (std::unique_ptr<Engine>& engine : engines) {
+    EngineParts parts;
+    ASSIGN_OR_RETURN(parts.tokenizer, Tokenizer::Create(*file));
+    ASSIGN_OR_RETURN(parts.chat_template, ChatTemplate::Create(*file, options.chat_template));
+    parts.model = std::make_unique<SharedModel>(model);
+    if (draft_model != nullptr) parts.draft_model = std::make_unique<SharedModel>(draft_model);
+    parts.digest = [] { return std::string("not computed"); };
+    ASSIGN_OR_RETURN(engine, CreateEngineFromParts(options, std::move(parts)));
+  }
+  return engines;
+}
+
 class Bench {
  public:
-  // Two engines with the same options. One may be a few percent faster by where its memory lies, so
-  // each answers with drafts as often as without.
-  Bench(const Options& options, std::array<std::unique_ptr<Engine>, 2> engines)
+  // Each engine answers with drafts as often as without: one may be faster by where its memory
+  // lies.
+  Bench(const Options& options, Engines engines)
       : options_(options), engines_(std::move(engines)) {}
 
   struct Pair {
@@ -138,7 +180,6 @@ class Bench {
   // The same prompts on both engines, which take turns; the group's number says which does what.
   absl::StatusOr<Pair> RunBoth(const std::vector<const Task*>& tasks, size_t group,
                                Speculation drafter) {
-    ++runs_;
     const int plain = group / 2 % 2 == 0 ? 0 : 1;
     const auto turns =
         std::make_shared<Turns>(kTurnSeconds, /*first=*/group % 2 == 0 ? plain : 1 - plain);
@@ -154,13 +195,20 @@ class Bench {
   absl::StatusOr<GroupResult> Run(const std::vector<const Task*>& tasks, int side,
                                   Speculation speculation, const std::shared_ptr<Turns>& turns) {
     turns->Begin(side);
-    absl::StatusOr<GroupResult> result = RunInTurn(tasks, side, speculation, turns);
+    absl::StatusOr<GroupResult> result =
+        RunInTurn(tasks, side, speculation, options_.max_tokens, turns);
+    turns->Finish(side);
+    absl::Status filled;
+    while (result.ok() && filled.ok() && !turns->Finished(1 - side)) {
+      filled = RunInTurn({tasks.front()}, side, Speculation::kOff, kFillerTokens, turns).status();
+    }
     turns->End(side);
+    RETURN_IF_ERROR(filled);
     return result;
   }
 
   absl::StatusOr<GroupResult> RunInTurn(const std::vector<const Task*>& tasks, int side,
-                                        Speculation speculation,
+                                        Speculation speculation, int32_t max_tokens,
                                         const std::shared_ptr<Turns>& turns) {
     Engine& engine = *engines_[static_cast<size_t>(side)];
     std::vector<std::shared_ptr<Recorder>> streams;
@@ -170,9 +218,9 @@ class Bench {
       GenerationRequest request;
       request.tokens = std::move(prompt.tokens);
       // Another tenant each time: no prompt is found in a cache.
-      request.tenant = absl::StrCat("tenant-", runs_, "-", streams.size());
+      request.tenant = absl::StrCat("tenant-", tenants_.fetch_add(1));
       request.sampling.temperature = static_cast<float>(options_.temperature);
-      request.sampling.max_tokens = options_.max_tokens;
+      request.sampling.max_tokens = max_tokens;
       request.sampling.seed = 1234 + static_cast<uint64_t>(task - first_task_);
       request.speculation = speculation;
       streams.push_back(std::make_shared<Recorder>(turns, side));
@@ -217,8 +265,8 @@ class Bench {
         const std::vector<const Task*> group(
             all.begin() + static_cast<std::ptrdiff_t>(i),
             all.begin() + static_cast<std::ptrdiff_t>(std::min(all.size(), i + 8)));
-        ++runs_;
         const auto alone = std::make_shared<Turns>(kTurnSeconds, /*first=*/0);
+        alone->Finish(1);
         alone->End(1);
         ASSIGN_OR_RETURN(const GroupResult result, Run(group, 0, Speculation::kOff, alone));
         for (size_t k = 0; k < group.size(); ++k) {
@@ -288,9 +336,9 @@ class Bench {
   }
 
   const Options options_;
-  const std::array<std::unique_ptr<Engine>, 2> engines_;
+  const Engines engines_;
   const Task* first_task_ = nullptr;
-  int64_t runs_ = 0;
+  std::atomic<int64_t> tenants_ = 0;
 };
 
 absl::StatusOr<nlohmann::json> RunBench(const Options& options) {
@@ -315,10 +363,7 @@ absl::StatusOr<nlohmann::json> RunBench(const Options& options) {
     engine_options.draft_model_path = options.draft_model_path;
     engine_options.draft_kv_bytes = int64_t{1} << 30;
   }
-  std::array<std::unique_ptr<Engine>, 2> engines;
-  for (std::unique_ptr<Engine>& engine : engines) {
-    ASSIGN_OR_RETURN(engine, Engine::Create(engine_options));
-  }
+  ASSIGN_OR_RETURN(Engines engines, CreateEngines(engine_options));
   const std::string configuration = engines[0]->Configuration().kernel_configuration;
   Bench bench(options, std::move(engines));
   ASSIGN_OR_RETURN(nlohmann::json rows,

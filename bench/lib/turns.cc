@@ -22,6 +22,16 @@ void Turns::Offer(int side) {
   Wait(lock, side);
 }
 
+void Turns::Finish(int side) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  finished_[static_cast<size_t>(side)] = true;
+}
+
+bool Turns::Finished(int side) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return finished_[static_cast<size_t>(side)];
+}
+
 void Turns::End(int side) {
   const std::lock_guard<std::mutex> lock(mutex_);
   ended_[static_cast<size_t>(side)] = true;

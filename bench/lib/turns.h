@@ -23,7 +23,11 @@ class Turns {
   void Begin(int side);
   // Hands over if the turn has lasted long enough, and waits for the next. In its turn only.
   void Offer(int side);
-  // The side has done its work: the other one goes on alone.
+  // The side has done what is measured, and goes on with something else until the other has: one
+  // that worked alone would find its caches warmer. In its turn only.
+  void Finish(int side);
+  bool Finished(int side) const;
+  // The side does nothing more: the other one goes on alone.
   void End(int side);
   // That the side's turns lasted so far, seconds. In its turn only.
   double Seconds(int side) const;
@@ -41,6 +45,7 @@ class Turns {
   int side_;  // whose turn it is
   double began_;
   std::array<double, 2> seconds_{};  // without this turn
+  std::array<bool, 2> finished_{};
   std::array<bool, 2> ended_{};
 };
 

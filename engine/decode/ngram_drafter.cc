@@ -7,6 +7,8 @@ namespace {
 
 constexpr size_t kFirstSlots = 256;
 static_assert(kMaxNgram < 8, "a slot has three bits for n");
+// A match of so many tokens counts more than one token near the place of the last copy.
+constexpr int32_t kSure = 3;
 
 // Takes in one more token on the left; good enough for a table whose entries are compared anyway.
 uint64_t Extend(uint64_t hash, TokenId token) {
@@ -24,8 +26,7 @@ bool SameEnding(std::span<const TokenId> tokens, int32_t a, int32_t b, int32_t n
 
 }  // namespace
 
-uint32_t& NgramIndex::Slot(std::span<const TokenId> tokens, int32_t end, int32_t n,
-                           uint64_t hash) {
+uint32_t& NgramIndex::Slot(std::span<const TokenId> tokens, int32_t end, int32_t n, uint64_t hash) {
   const size_t mask = slots_.size() - 1;
   for (size_t at = First(hash) & mask;; at = (at + 1) & mask) {
     uint32_t& slot = slots_[at];
@@ -70,9 +71,8 @@ NgramIndex::Match NgramIndex::Find(std::span<const TokenId> tokens) {
     match.end = static_cast<int32_t>(slot / 8) - 1;
     match.length = n;
     const int32_t bound = std::min(kLongest, match.end + 1);
-    while (match.length < bound &&
-           tokens[static_cast<size_t>(match.end - match.length)] ==
-               tokens[static_cast<size_t>(last - match.length)]) {
+    while (match.length < bound && tokens[static_cast<size_t>(match.end - match.length)] ==
+                                       tokens[static_cast<size_t>(last - match.length)]) {
       ++match.length;
     }
     break;
@@ -80,13 +80,46 @@ NgramIndex::Match NgramIndex::Find(std::span<const TokenId> tokens) {
   return match;
 }
 
+void CopyPlace::Follow(std::span<const TokenId> tokens) {
+  if (expected_ < 0) return;
+  int32_t copied = 0;
+  const int32_t came = static_cast<int32_t>(tokens.size()) - asked_;
+  while (copied < came && tokens[static_cast<size_t>(expected_ + copied)] ==
+                              tokens[static_cast<size_t>(asked_ + copied)]) {
+    ++copied;
+  }
+  if (copied > 0) place_ = expected_ + copied;
+  expected_ = -1;
+}
+
+void CopyPlace::Expect(std::span<const TokenId> tokens, int32_t next) {
+  expected_ = next;
+  asked_ = static_cast<int32_t>(tokens.size());
+}
+
+int32_t CopyPlace::FindNear(std::span<const TokenId> tokens) const {
+  if (place_ < 0) return -1;
+  const int32_t last = static_cast<int32_t>(tokens.size()) - 1;
+  for (int32_t at = place_; at < std::min(place_ + kReach, last); ++at) {
+    if (tokens[static_cast<size_t>(at)] == tokens[static_cast<size_t>(last)]) return at;
+  }
+  return -1;
+}
+
 int32_t NgramDrafter::Propose(std::span<DraftOrder> orders) {
   for (DraftOrder& order : orders) {
     order.draft->tokens.clear();
     if (order.length < 1) continue;
     const std::span<const TokenId> tokens = order.context.tokens;
-    const NgramIndex::Match match = indices_[order.context.sequence].Find(tokens);
+    Text& text = texts_[order.context.sequence];
+    text.copied.Follow(tokens);
+    NgramIndex::Match match = text.index.Find(tokens);
+    if (match.length < kSure) {
+      const int32_t near = text.copied.FindNear(tokens);
+      if (near >= 0) match = {near, 1};
+    }
     if (match.end < 0) continue;
+    text.copied.Expect(tokens, match.end + 1);
     order.draft->evidence = match.length;
     // What is repeated may reach into the draft itself: the text then goes on in that period.
     const size_t next = static_cast<size_t>(match.end) + 1;

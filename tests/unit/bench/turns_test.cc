@@ -38,6 +38,32 @@ TEST(Turns, WhoEndsLeavesTheRestToTheOther) {
   EXPECT_EQ(Order(1, 4, 1), "baaaa");
 }
 
+TEST(Turns, WhoHasFinishedStillTakesTurns) {
+  Turns turns(0, 0);
+  std::string order;
+  std::thread other([&] {
+    turns.Begin(1);
+    for (int i = 0; i < 3; ++i) {
+      order += 'b';
+      turns.Offer(1);
+    }
+    turns.Finish(1);
+    turns.End(1);
+  });
+  turns.Begin(0);
+  order += 'a';
+  turns.Finish(0);
+  EXPECT_TRUE(turns.Finished(0));
+  EXPECT_FALSE(turns.Finished(1));
+  while (!turns.Finished(1)) {
+    order += '-';
+    turns.Offer(0);
+  }
+  turns.End(0);
+  other.join();
+  EXPECT_EQ(order, "a-b-b-b-");
+}
+
 TEST(Turns, ATurnLastsAsLongAsItIsMeantTo) {
   FakeClock clock;
   Turns turns(0.02, 0, &clock);

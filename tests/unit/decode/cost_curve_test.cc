@@ -1,5 +1,6 @@
 #include "engine/decode/cost_curve.h"
 
+#include <cmath>
 #include <random>
 
 #include "gtest/gtest.h"
@@ -20,6 +21,19 @@ TEST(CostCurve, LearnsTheShapeThroughNoise) {
   for (int rows = 1; rows <= 12; ++rows) {
     EXPECT_NEAR(curve.Estimate(rows) / truth(rows), 1.02, 0.1) << rows;
   }
+}
+
+TEST(CostCurve, AveragesWhatASizeCosts) {
+  CostCurve curve;
+  std::mt19937_64 random(2);
+  std::normal_distribution<double> noise(0, 0.15);
+  curve.Observe(1, 1.0);
+  curve.Observe(5, 3.0);  // the first one of this size was held up
+  for (int i = 0; i < 200; ++i) {
+    for (int k = 0; k < 3; ++k) curve.Observe(1, std::exp(noise(random)));
+    curve.Observe(5, 2 * std::exp(noise(random)));
+  }
+  EXPECT_NEAR(curve.Estimate(5) / curve.Estimate(1), 2, 0.15);
 }
 
 TEST(CostCurve, FillsGapsFromItsNeighbours) {

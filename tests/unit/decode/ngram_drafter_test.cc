@@ -57,6 +57,36 @@ TEST(NgramDrafter, ForgetsAndKeepsSequencesApart) {
   EXPECT_EQ(Propose(drafter, {8, 8, 5, 1, 2}, 1, nullptr, 1), Tokens{});
 }
 
+TEST(NgramDrafter, GoesOnBehindAPlaceThatWasChanged) {
+  NgramDrafter drafter;
+  // "10 11 12 | 13 14 | 15 16 17 18", copied with something else in place of "13 14".
+  Tokens tokens = {10, 11, 12, 13, 14, 15, 16, 17, 18, 99, 10, 11};
+  EXPECT_EQ(Propose(drafter, tokens, 2), (Tokens{12, 13}));
+  tokens.push_back(12);
+  EXPECT_EQ(Propose(drafter, tokens, 2), (Tokens{13, 14}));
+  tokens.push_back(50);
+  EXPECT_EQ(Propose(drafter, tokens, 2), Tokens{});
+  tokens.push_back(15);
+  int32_t evidence = 0;
+  EXPECT_EQ(Propose(drafter, tokens, 3, &evidence), (Tokens{16, 17, 18}));
+  EXPECT_EQ(evidence, 1);
+}
+
+TEST(NgramDrafter, OneTokenCountsOnlyNearAPlaceThatWasCopied) {
+  NgramDrafter drafter;
+  Tokens far = {10, 11, 12};
+  for (TokenId token = 20; token < 32; ++token) far.push_back(token);
+  for (const TokenId token : {15, 16, 99, 10, 11}) far.push_back(token);
+  EXPECT_EQ(Propose(drafter, far, 1), (Tokens{12}));
+  for (const TokenId token : {12, 50, 15}) far.push_back(token);
+  EXPECT_EQ(Propose(drafter, far, 1), Tokens{}) << "15 stands 13 tokens behind the place";
+  // Nothing was copied here, what was to come did not.
+  Tokens other = {10, 11, 12, 15, 16, 99, 10, 11};
+  EXPECT_EQ(Propose(drafter, other, 1, nullptr, 2), (Tokens{12}));
+  for (const TokenId token : {50, 15}) other.push_back(token);
+  EXPECT_EQ(Propose(drafter, other, 1, nullptr, 2), Tokens{});
+}
+
 // The same by looking at every place.
 NgramIndex::Match Naive(const std::vector<TokenId>& tokens) {
   NgramIndex::Match best;
