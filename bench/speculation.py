@@ -4,10 +4,10 @@
 Tasks: `quote` (a CoQA story, to be repeated), `edit` (an MBPP solution, to be renamed) and `free`
 (an MBPP problem, to be solved). Each group of prompts is answered by two engines that take turns of
 0.02 s, one with and one without drafts; who does which and who begins changes. Answers that go
-round in circles (one 4-gram four times) are left out and counted. The figure is the ratio of tokens a second from the moment when every stream of the group
-has its first token; answers with and without must be equal token for token. With --check a row
-whose ratio is not more than its standard error above the bound gets further groups, up to 32, and
-its figure is of all of them.
+round in circles (one 4-gram four times) are left out and counted. The figure is the ratio of tokens
+a second from the moment when every stream of the group has its first token; answers with and
+without must be equal token for token. With --check a row whose ratio is not more than its standard
+error above the bound gets further groups, up to 32, and its figure is of all of them.
 
 Drafters: `ngram` (lookup, the default of the engine), `self` (the model as its own draft: shows
 that everything is accepted), `ten` (its first ten layers), `random` (a small model that knows

@@ -76,7 +76,7 @@ TEST(Turns, ATurnLastsAsLongAsItIsMeantTo) {
   });
   turns.Begin(0);
   clock.Advance(0.0199);
-  turns.Offer(0);  // too early: the other side's clock would begin
+  turns.Offer(0);  // too early, so this side goes on
   EXPECT_DOUBLE_EQ(turns.Seconds(0), 0.0199);
   clock.Advance(0.0101);
   turns.Offer(0);  // comes back when the other side has ended
