@@ -210,7 +210,7 @@ int Main(int argc, char** argv) {
   app.add_option("model", options.model_path, "GGUF file")->required();
   app.add_option("adapters", options.adapters, "folders of PEFT adapters")->required();
   app.add_option("--kernels", options.model.kernels,
-                 "reference, avx2, avx512vnni; none: the best of this machine");
+                 "reference, avx2, avx512vnni, avx512amx; none: the best");
   app.add_option("--threads", options.threads, "0: one per core")->check(CLI::Range(0, 1024));
   app.add_option("--rounds", options.rounds, "of all cases")->check(CLI::Range(1, 1000));
   app.add_option("--steps", options.steps, "of a case in a round")->check(CLI::Range(8, 100000));

@@ -144,7 +144,7 @@ int Main(int argc, char** argv) {
                  "decode, prefill, five, batch8, batch32, depth4096, streams1024 (comma-separated)")
       ->delimiter(',');
   app.add_option("--kernels", options.model.kernels,
-                 "reference, avx2, avx512vnni; none: the best of this machine");
+                 "reference, avx2, avx512vnni, avx512amx; none: the best");
   app.add_option("--activations", options.model.activations, "mixed, exact, fast, f32")
       ->transform(CLI::CheckedTransformer(activations));
   app.add_option("--kv", options.model.kv_format, "f16, f32, int8, int4, k8v4")

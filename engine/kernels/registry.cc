@@ -1,6 +1,8 @@
 #include "engine/kernels/registry.h"
 
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cstdlib>
 
@@ -27,6 +29,23 @@ bool HasAvx512Vnni() {
          __builtin_cpu_supports("avx512vnni");
 }
 
+bool HasAmxInt8() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & kTile) != 0 &&
+         (edx & kInt8) != 0;
+}
+
+// Linux gives the tile registers, 8 KiB a thread, to a process that asks; it refuses where a signal
+// stack is too small for them.
+bool HasAmx() {
+  if (!HasAvx512Vnni() || !HasAmxInt8()) return false;
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+}
+
 struct Tier {
   const KernelTable& (*table)();
   bool (*supported)();
@@ -34,6 +53,7 @@ struct Tier {
 
 // Best first.
 constexpr Tier kTiers[] = {
+    {Avx512AmxKernels, HasAmx},
     {Avx512VnniKernels, HasAvx512Vnni},
     {Avx2Kernels, HasAvx2},
     {ReferenceKernels, [] { return true; }},
@@ -92,6 +112,7 @@ std::string CpuFeatures() {
   COGUMI_FEATURE("avx512vbmi2");
   COGUMI_FEATURE("avx512bf16");
 #undef COGUMI_FEATURE
+  if (HasAmxInt8()) features.emplace_back("amx-int8");
   return absl::StrJoin(features, " ");
 }
 

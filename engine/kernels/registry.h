@@ -13,6 +13,7 @@ namespace cogumi {
 const KernelTable& ReferenceKernels();
 const KernelTable& Avx2Kernels();
 const KernelTable& Avx512VnniKernels();
+const KernelTable& Avx512AmxKernels();
 
 // Every tier, best first, whether or not this CPU can run it.
 std::vector<const KernelTable*> AllKernels();
@@ -23,7 +24,7 @@ std::vector<const KernelTable*> SupportedKernels();
 // INVALID_ARGUMENT: unknown name (listing the known), FAILED_PRECONDITION: this CPU lacks it.
 absl::StatusOr<const KernelTable*> SelectKernels(std::string_view name);
 
-// Feature bits in words, e.g. "avx2 fma f16c avx512f ... avx512_vnni".
+// Feature bits in words, e.g. "avx2 fma f16c avx512f ... amx-int8".
 std::string CpuFeatures();
 
 }  // namespace cogumi

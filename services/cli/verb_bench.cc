@@ -78,7 +78,7 @@ class BenchVerb : public Verb {
         .List("depths", &depths_, "tokens in the context before the decode cases of depth")
         .Int("rounds", &rounds_, 1, 1000, "each case runs once a round")
         .Int("threads", &threads_, 0, 1024, "0: one per core")
-        .Choice("kernels", &kernels_, {"", "reference", "avx2", "avx512vnni"},
+        .Choice("kernels", &kernels_, {"", "reference", "avx2", "avx512vnni", "avx512amx"},
                 "instruction set; empty: the best of this machine")
         .Choice("activations", &activations_, {"mixed", "exact", "fast", "f32"},
                 "format of activations")

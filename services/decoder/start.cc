@@ -92,7 +92,7 @@ void DeclareDecoderOptions(OptionSet& set, DecoderConfig* config) {
               "Template of chat prompts; empty: by the model's own.")
       .Int("threads", &engine.threads, Low(kThreadsRange), High(kThreadsRange),
            "Threads of a step; 0: one per core.")
-      .Choice("kernels", &engine.kernels, {"", "reference", "avx2", "avx512vnni"},
+      .Choice("kernels", &engine.kernels, {"", "reference", "avx2", "avx512vnni", "avx512amx"},
               "Instruction-set tier; empty: the best of this machine.")
       .Choice("activations", &config->activations, {"mixed", "exact", "fast", "f32"},
               "16 bits but for long prompts (mixed), everywhere (exact), 8 (fast); f32: the ruler.")

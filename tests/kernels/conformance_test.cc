@@ -232,6 +232,37 @@ TEST_P(KernelConformance, HeadMatchesReferenceForEveryTypeAndWidth) {
   }
 }
 
+// Tiles give the integers that vpdpbusd gives, in the same order.
+TEST(Amx, HasTheBitsOfVnni) {
+  if (!SelectKernels("avx512amx").ok()) {
+    GTEST_SKIP() << "this CPU cannot run avx512amx, it has " << CpuFeatures();
+  }
+  std::mt19937 random(11);
+  for (const GgmlType type : kAllTypes) {
+    const int inputs = TraitsOf(type)->block_elements == 256 ? 768 : 96;
+    const int outputs = 70;
+    const int most = 70;
+    for (const bool split : {false, true}) {
+      const TestMatrix w(type, outputs, inputs, random, split);
+      for (const bool int16 : {true, false}) {
+        Input input(RandomFloats(static_cast<size_t>(most * inputs), random), inputs, most, int16);
+        // Groups of all sizes, that end within and at the end of the slots.
+        for (int rows = 1; rows <= most; ++rows) {
+          std::vector<float> want(static_cast<size_t>(most * outputs));
+          std::vector<float> got(want.size());
+          const int first = rows % 2 == 0 ? 0 : most - rows;
+          Avx512VnniKernels().head({&w.packed, &input.buffer.view, rows, want.data(), first}, 0,
+                                   w.packed.Panels());
+          Avx512AmxKernels().head({&w.packed, &input.buffer.view, rows, got.data(), first}, 0,
+                                  w.packed.Panels());
+          ASSERT_EQ(0, std::memcmp(got.data(), want.data(), want.size() * sizeof(float)))
+              << GgmlTypeName(type) << (int16 ? " int16, " : " int8, ") << rows << " rows";
+        }
+      }
+    }
+  }
+}
+
 TEST_P(KernelConformance, ASplitHeadHasTheBitsOfAWholeOne) {
   for (const int inputs : {32, 96, 576}) {
     for (const int outputs : {1, 31, 33, 100}) {

@@ -49,7 +49,8 @@ EXCEPTIONS: dict[str, set[str]] = {
 # Chooses a tier and explains it; it is compiled without one.
 KERNEL_LIBRARIES = {
     "engine/kernels/registry.h": ("absl/status/statusor.h",),
-    "engine/kernels/registry.cc": ("absl/strings/str_cat.h", "absl/strings/str_join.h"),
+    "engine/kernels/registry.cc": ("absl/strings/str_cat.h", "absl/strings/str_join.h",
+                                   "sys/syscall.h"),  # asks for AMX
 }
 # Test code may look at anything; nobody in production may look at it.
 OUTSIDE_PRODUCTION = ("tests/", "bench/", "tools/")

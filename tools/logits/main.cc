@@ -150,7 +150,7 @@ int Main(int argc, char** argv) {
   CLI::App app("Raw float32 logits of token sequences read from standard input.", "cogumi-logits");
   app.add_option("model", options.model_path, "GGUF file")->required();
   app.add_option("--kernels", options.model.kernels,
-                 "reference, avx2, avx512vnni; none: the best of this machine");
+                 "reference, avx2, avx512vnni, avx512amx; none: the best");
   app.add_option("--activations", options.model.activations, "mixed, exact, fast, f32")
       ->transform(CLI::CheckedTransformer(activations));
   app.add_option("--kv", options.model.kv_format, "f16, f32, int8, int4, k8v4")

@@ -103,7 +103,8 @@ struct EngineOptions {
   std::string model_id;       // empty: the file's stem
   std::string chat_template;  // empty: by fingerprint of the model's own; else "chatml" | "llama3"
   int threads = 0;            // 0: one per core this process may run on
-  // "reference", "avx2" or "avx512vnni"; "": COGUMI_KERNELS, else the best of this machine.
+  // "reference", "avx2", "avx512vnni" or "avx512amx"; "": COGUMI_KERNELS, else the best of this
+  // machine.
   std::string kernels;
   ActivationFormat activations = ActivationFormat::kMixed;
   KvFormat kv_format = KvFormat::kF16;

@@ -20,6 +20,7 @@ CONFIGURATIONS = {
     "reference": ("reference", "exact", "f32", 2e-3),
     "avx2": ("avx2", "exact", "f32", 2e-3),
     "avx512vnni": ("avx512vnni", "exact", "f32", 2e-3),
+    "avx512amx": ("avx512amx", "exact", "f32", 2e-3),
     "reference-f16": ("reference", "exact", "f16", 0.05),
     "avx2-f16": ("avx2", "exact", "f16", 0.05),
     "avx512vnni-f16": ("avx512vnni", "exact", "f16", 0.05),
