@@ -299,6 +299,26 @@ __attribute__((always_inline)) inline void Step(const typename Fmt::Record& w, c
   }
 }
 
+// Of n slots, in as few groups of at most `most` as there can be, sizes at most one apart.
+struct SlotGroups {
+  SlotGroups(int n, int most) : count((n + most - 1) / most), least(n / count), larger(n % count) {}
+  int Size(int i) const { return i < larger ? least + 1 : least; }
+  const int count;
+  const int least;
+  const int larger;  // groups that have one slot more than the least; they come first
+};
+
+// Fetches the record that lies so many bytes ahead into the second cache.
+template <class Fmt>
+__attribute__((always_inline)) inline void PrefetchRecord(const typename Fmt::Cursor& cursor,
+                                                          size_t ahead) {
+#pragma GCC unroll 20
+  for (size_t i = 0; i < Fmt::kRecord; i += 64) {
+    _mm_prefetch(reinterpret_cast<const char*>(cursor.p + ahead + i), _MM_HINT_T1);
+  }
+  cursor.PrefetchSecond(ahead);
+}
+
 template <class Fmt, bool kInt16>
 struct Matmul {
   static constexpr size_t kBytes = kInt16 ? 64 : 32;
@@ -317,13 +337,7 @@ struct Matmul {
     size_t code_at = a.CodeOffset(slot);
     size_t slot_at = static_cast<size_t>(slot);
     for (int b = 0; b < blocks; ++b, at.Next()) {
-      if (ahead != 0) {
-#pragma GCC unroll 20
-        for (size_t i = 0; i < Fmt::kRecord; i += 64) {
-          _mm_prefetch(reinterpret_cast<const char*>(at.p + ahead + i), _MM_HINT_T1);
-        }
-        at.PrefetchSecond(ahead);
-      }
+      if (ahead != 0) PrefetchRecord<Fmt>(at, ahead);
       const typename Fmt::Record record(at);
       Step<Fmt, kInt16, U>(record, a, code_at, slot_at, zero, low, high);
       code_at += a.code_stride;
@@ -368,10 +382,8 @@ struct Matmul {
     const int blocks = w.inputs / kBlockInputs;
     const int zero = Fmt::Zero(w);
     __builtin_memset(tile, 0, static_cast<size_t>(n) * 128);
-    const int groups = (n + kMostTogether - 1) / kMostTogether;
-    const int least = n / groups;
-    const int larger = n % groups;  // groups that have one row more
-    const int lines = static_cast<int>(Fmt::kRecord / 64) / groups + 1;
+    const SlotGroups groups(n, kMostTogether);
+    const int lines = static_cast<int>(Fmt::kRecord / 64) / groups.count + 1;
     size_t code_at = a.CodeOffset(slot);
     size_t slot_at = static_cast<size_t>(slot);
     for (int b = 0; b < blocks; ++b, cursor.Next()) {
@@ -382,11 +394,11 @@ struct Matmul {
       size_t code = code_at;
       size_t at = slot_at;
       float* out = tile;
-      for (int g = 0; g < groups; ++g) {
+      for (int g = 0; g < groups.count; ++g) {
         for (int i = 0; i < lines && ahead < ahead_end; ++i, ahead += 64) {
           _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T1);
         }
-        const int together = g < larger ? least + 1 : least;
+        const int together = groups.Size(g);
         switch (together) {
           case 3:
             StepInMemory<3>(record, a, code, at, zero, out);

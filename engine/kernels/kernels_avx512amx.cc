@@ -97,11 +97,9 @@ struct AmxMatmul {
     const int blocks = w.inputs / kBlockInputs;
     const int zero = Fmt::Zero(w);
     __builtin_memset(tile, 0, static_cast<size_t>(n) * 128);
-    const int groups = (n + kMostTogether - 1) / kMostTogether;
-    const int least = n / groups;
-    const int larger = n % groups;  // groups that have one slot more
+    const SlotGroups groups(n, kMostTogether);
     // Smaller groups compute a slot too many, from codes that are the next one's or padding.
-    Configure(kPlanes * (larger > 0 ? least + 1 : least), kGroup);
+    Configure(kPlanes * groups.Size(0), kGroup);
     alignas(64) uint8_t codes[2][1024];
     alignas(64) int32_t sums[2][2 * kHalf];
     Item multiplied;
@@ -112,10 +110,7 @@ struct AmxMatmul {
     TileRuns runs = Fmt::Runs(cursor, codes[0]);
     for (int b = 0; b < blocks; ++b) {
       const uint8_t* record = cursor.p;
-      for (size_t i = 0; i < Fmt::kRecord; i += 64) {
-        _mm_prefetch(reinterpret_cast<const char*>(record + kPrefetchBytes + i), _MM_HINT_T1);
-      }
-      cursor.PrefetchSecond(kPrefetchBytes);
+      PrefetchRecord<Fmt>(cursor, kPrefetchBytes);
       cursor.Next();
       TileRuns next = runs;
       if (b + 1 < blocks) next = Fmt::Runs(cursor, codes[(b + 1) & 1]);
@@ -125,8 +120,8 @@ struct AmxMatmul {
         const int8_t* code = a.codes + code_at + g * kGroup;
         size_t at = slot_at;
         float* out = tile;
-        for (int i = 0; i < groups; ++i) {
-          const int together = i < larger ? least + 1 : least;
+        for (int i = 0; i < groups.count; ++i) {
+          const int together = groups.Size(i);
           if (parity == 0) {
             Multiply<0>(code);
             Store<1>(sums[1]);
