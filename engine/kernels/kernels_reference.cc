@@ -302,8 +302,11 @@ struct Reference {
     }
   }
 
-  template <int kRows, int kRanks>
-  static void ShrinkBlock(const float* x, int inputs, const uint16_t* a, const float* scale,
+  static float LoraValue(uint16_t half) { return HalfToFloat(half); }
+  static float LoraValue(int8_t code) { return code; }
+
+  template <int kRows, int kRanks, class Value>
+  static void ShrinkBlock(const float* x, int inputs, const Value* a, const float* scale,
                           float* values) {
     const size_t stride = static_cast<size_t>(inputs);
     const size_t a_stride = static_cast<size_t>(LoraStride(inputs));
@@ -311,7 +314,7 @@ struct Reference {
       for (size_t k = 0; k < kRanks; ++k) {
         double sum = 0;
         for (size_t i = 0; i < stride; ++i) {
-          sum += static_cast<double>(HalfToFloat(a[k * a_stride + i])) *
+          sum += static_cast<double>(LoraValue(a[k * a_stride + i])) *
                  static_cast<double>(x[r * stride + i]);
         }
         values[r * kLoraValues + k] = scale[k] * static_cast<float>(sum);
@@ -319,13 +322,13 @@ struct Reference {
     }
   }
 
-  template <int kRows>
-  static void ExpandRows(const float* values, int rank, const uint16_t* b, float* tile) {
+  template <int kRows, class Value>
+  static void ExpandRows(const float* values, int rank, const Value* b, float* tile) {
     for (size_t r = 0; r < kRows; ++r) {
       for (int i = 0; i < kPanelRows; ++i) {
         double sum = 0;
         for (int k = 0; k < rank; ++k) {
-          sum += static_cast<double>(HalfToFloat(b[k * kPanelRows + i])) *
+          sum += static_cast<double>(LoraValue(b[k * kPanelRows + i])) *
                  static_cast<double>(values[r * kLoraValues + static_cast<size_t>(k)]);
         }
         tile[r * kPanelRows + static_cast<size_t>(i)] += static_cast<float>(sum);

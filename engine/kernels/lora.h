@@ -6,8 +6,8 @@
 // fused operation, before anything else is done with it. A row's bits depend on its input and its
 // adapter alone: every sum runs in a fixed order, however many rows are computed together.
 //
-// A and B are binary16 with the power of two that fills its range taken out (into `scale`), which
-// holds 16-bit files exactly; sums are float32.
+// A and B are binary16 or int8 with what fills their range taken out (into `scale`); sums are
+// float32.
 #pragma once
 
 #include <cstddef>
@@ -30,17 +30,24 @@ inline constexpr int kLoraGroups = 4;
 // Linears of a group, at most.
 inline constexpr int kLoraGroupLinears = 3;
 
+// How A and B are held. kF16 takes a power of two a tensor out, which holds 16-bit files exactly;
+// kInt8 a factor a rank, with values off by 0.4 % of a rank's largest, in half the bytes.
+enum class LoraFormat : uint8_t { kF16, kInt8 };
+inline constexpr size_t LoraValueBytes(LoraFormat format) {
+  return format == LoraFormat::kInt8 ? 1 : 2;
+}
+
 // One adapter's difference to one layer. A view; the adapter owns the memory.
 struct LoraLayer {
   struct Shrink {
-    const uint16_t* a = nullptr;   // [ranks][LoraStride(inputs)], the rest of a row is zero
+    const uint8_t* a = nullptr;    // [ranks][LoraStride(inputs)], the rest of a row is zero
     const float* scale = nullptr;  // [ranks]
     int ranks = 0;                 // of all linears of the group; 0: none is changed
   };
   struct Expand {
-    const uint16_t* b = nullptr;  // [panels][rank][32 outputs]
-    int rank = 0;                 // 0: the linear is as it is
-    int first = 0;                // its place among the group's ranks
+    const uint8_t* b = nullptr;  // [panels][rank][32 outputs]
+    int rank = 0;                // 0: the linear is as it is
+    int first = 0;               // its place among the group's ranks
   };
   Shrink shrink[kLoraGroups];
   Expand expand[kLlamaLinears];
@@ -61,6 +68,7 @@ struct LoraSlots {
   const LoraRun* runs = nullptr;               // the slots that have one
   int run_count = 0;
   int layer = 0;
+  LoraFormat format = LoraFormat::kF16;  // of all adapters
   // What shrink has computed of the group at hand: [slots][kLoraValues]. Threads share the work:
   // complete when `awaited` of them have arrived; null: it is.
   float* values = nullptr;

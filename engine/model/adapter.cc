@@ -51,20 +51,21 @@ struct Checked {
   size_t bytes = 0;
 };
 
-size_t BytesOfA(const LoraTensors& t, int rank) {
-  return static_cast<size_t>(rank) * static_cast<size_t>(LoraStride(t.inputs)) * 2;
+size_t BytesOfA(const LoraTensors& t, int rank, LoraFormat format) {
+  return static_cast<size_t>(rank) * static_cast<size_t>(LoraStride(t.inputs)) *
+         LoraValueBytes(format);
 }
-size_t BytesOfB(const LoraTensors& t, int rank) {
-  return static_cast<size_t>(Panels(t.outputs)) * static_cast<size_t>(rank) * kPanelRows * 2;
+size_t BytesOfB(const LoraTensors& t, int rank, LoraFormat format) {
+  return static_cast<size_t>(Panels(t.outputs)) * static_cast<size_t>(rank) * kPanelRows *
+         LoraValueBytes(format);
 }
 
-absl::StatusOr<std::unique_ptr<Checked>> Check(const AdapterFiles& files,
-                                               const ModelConfig& config) {
+absl::StatusOr<std::unique_ptr<Checked>> Check(const AdapterFiles& files, const ModelConfig& config,
+                                               LoraFormat format) {
   auto checked = std::make_unique<Checked>();
   ASSIGN_OR_RETURN(checked->config, ParsePeftConfig(files.config));
   if (config.head_dim % 2 != 0) {
-    return absl::UnimplementedError(
-        Cat("adapters for heads of an odd width: ", config.head_dim));
+    return absl::UnimplementedError(Cat("adapters for heads of an odd width: ", config.head_dim));
   }
   const std::string_view weights = files.weights;
   const auto length = SafetensorsHeaderLength(weights.substr(0, 8), weights.size());
@@ -72,62 +73,74 @@ absl::StatusOr<std::unique_ptr<Checked>> Check(const AdapterFiles& files,
   auto header = ParseSafetensorsHeader(weights.substr(8, *length), weights.size());
   if (!header.ok()) return InWeights(header.status());
   checked->header = *std::move(header);
-  auto tensors = FindLoraTensors(
-      checked->header, checked->config,
-      {config.layers, config.embedding_length, config.heads, config.kv_heads, config.head_dim,
-       config.feed_forward_length});
+  auto tensors = FindLoraTensors(checked->header, checked->config,
+                                 {config.layers, config.embedding_length, config.heads,
+                                  config.kv_heads, config.head_dim, config.feed_forward_length});
   if (!tensors.ok()) return InWeights(tensors.status());
   checked->tensors = *std::move(tensors);
   const int rank = checked->config.rank;
   for (const LoraTensors& t : checked->tensors) {
     // A and scales of a group take less together than alone, because each is rounded up.
-    checked->bytes += Arena::Rounded(BytesOfA(t, rank)) + Arena::Rounded(BytesOfB(t, rank)) +
+    checked->bytes += Arena::Rounded(BytesOfA(t, rank, format)) +
+                      Arena::Rounded(BytesOfB(t, rank, format)) +
                       Arena::Rounded(static_cast<size_t>(rank) * sizeof(float));
   }
   return checked;
 }
 
-// Values of a tensor times the power of two that brings the largest into binary16's upper range.
-class Values {
+absl::StatusOr<std::vector<float>> ReadValues(const TensorEntry& tensor, const std::string& file) {
+  std::vector<float> values(static_cast<size_t>(tensor.end - tensor.begin) /
+                            static_cast<size_t>(BytesOf(tensor.type)));
+  const char* data = file.data() + tensor.begin;
+  bool finite = true;
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (tensor.type == TensorType::kF32) {
+      std::memcpy(&values[i], data + 4 * i, 4);
+    } else {
+      uint16_t bits;
+      std::memcpy(&bits, data + 2 * i, 2);
+      values[i] = tensor.type == TensorType::kF16 ? HalfToFloat(bits) : Bf16ToFloat(bits);
+    }
+    finite = finite && std::isfinite(values[i]);
+  }
+  if (!finite) {
+    return absl::InvalidArgumentError(
+        Cat(kWeightsFile, ": tensor ", tensor.name, " holds a value that is not finite"));
+  }
+  return values;
+}
+
+// A rank's values of A or B as the kernels hold them: times what fills the range.
+class RankValues {
  public:
-  static absl::StatusOr<Values> Read(const TensorEntry& tensor, const std::string& file) {
-    Values v;
-    v.values_.resize(static_cast<size_t>(tensor.end - tensor.begin) /
-                     static_cast<size_t>(BytesOf(tensor.type)));
-    const char* data = file.data() + tensor.begin;
+  // values[i * stride] for i < count.
+  RankValues(const float* values, size_t count, size_t stride, LoraFormat format)
+      : values_(values), stride_(stride), format_(format) {
     float largest = 0;
-    bool finite = true;
-    for (size_t i = 0; i < v.values_.size(); ++i) {
-      float& value = v.values_[i];
-      if (tensor.type == TensorType::kF32) {
-        std::memcpy(&value, data + 4 * i, 4);
-      } else {
-        uint16_t bits;
-        std::memcpy(&bits, data + 2 * i, 2);
-        value = tensor.type == TensorType::kF16 ? HalfToFloat(bits) : Bf16ToFloat(bits);
-      }
-      finite = finite && std::isfinite(value);
-      largest = std::max(largest, std::fabs(value));
-    }
-    if (!finite) {
-      return absl::InvalidArgumentError(Cat(kWeightsFile, ": tensor ", tensor.name,
-                                            " holds a value that is not finite"));
-    }
-    if (largest > 0) v.exponent_ = 14 - std::ilogb(largest);
-    const double factor = std::ldexp(1.0, v.exponent_);
-    for (float& value : v.values_) {
-      value = static_cast<float>(static_cast<double>(value) * factor);
-    }
-    return v;
+    for (size_t i = 0; i < count; ++i) largest = std::max(largest, std::fabs(values[i * stride]));
+    if (largest == 0) return;
+    factor_ = format == LoraFormat::kInt8 ? 127.0 / static_cast<double>(largest)
+                                          : std::ldexp(1.0, 14 - std::ilogb(largest));
   }
 
-  uint16_t Half(size_t i) const { return FloatToHalf(values_[i]); }
+  void Store(size_t i, uint8_t* to) const {
+    const double value = static_cast<double>(values_[i * stride_]) * factor_;
+    if (format_ == LoraFormat::kInt8) {
+      const auto code = static_cast<int8_t>(std::lrint(value));
+      std::memcpy(to, &code, sizeof code);
+    } else {
+      const uint16_t half = FloatToHalf(static_cast<float>(value));
+      std::memcpy(to, &half, sizeof half);
+    }
+  }
   // Multiplied by it.
-  int exponent() const { return exponent_; }
+  double factor() const { return factor_; }
 
  private:
-  std::vector<float> values_;
-  int exponent_ = 0;
+  const float* const values_;
+  const size_t stride_;
+  const LoraFormat format_;
+  double factor_ = 1;
 };
 
 // The row of the file that holds output `row` of a linear as the engine has it: GGUF stores the
@@ -140,45 +153,45 @@ size_t FileRow(int linear, int head_dim, int row) {
 }
 
 // Writes the A of a linear behind those of its group before it, and its B.
-absl::Status Pack(const LoraTensors& t, const PeftConfig& config, int head_dim,
-                  const std::string& file, uint16_t* a, float* scale, uint16_t* b) {
+absl::Status Pack(const LoraTensors& t, const PeftConfig& config, int head_dim, LoraFormat format,
+                  const std::string& file, uint8_t* a, float* scale, uint8_t* b) {
   const size_t rank = static_cast<size_t>(config.rank);
   const size_t inputs = static_cast<size_t>(t.inputs);
+  const size_t outputs = static_cast<size_t>(t.outputs);
   const size_t stride = static_cast<size_t>(LoraStride(t.inputs));
-  ASSIGN_OR_RETURN(const Values from_a, Values::Read(*t.a, file));
+  const size_t bytes = LoraValueBytes(format);
+  ASSIGN_OR_RETURN(const std::vector<float> from_a, ReadValues(*t.a, file));
+  ASSIGN_OR_RETURN(const std::vector<float> from_b, ReadValues(*t.b, file));
   for (size_t k = 0; k < rank; ++k) {
-    for (size_t i = 0; i < inputs; ++i) a[k * stride + i] = from_a.Half(k * inputs + i);
-  }
-  ASSIGN_OR_RETURN(const Values from_b, Values::Read(*t.b, file));
-  for (int row = 0; row < t.outputs; ++row) {
-    const size_t from = FileRow(t.linear, head_dim, row) * rank;
-    uint16_t* panel = b + static_cast<size_t>(row / kPanelRows) * rank * kPanelRows;
-    for (size_t k = 0; k < rank; ++k) {
-      panel[k * kPanelRows + static_cast<size_t>(row % kPanelRows)] = from_b.Half(from + k);
+    const RankValues a_values(from_a.data() + k * inputs, inputs, 1, format);
+    for (size_t i = 0; i < inputs; ++i) a_values.Store(i, a + (k * stride + i) * bytes);
+    const RankValues b_values(from_b.data() + k, outputs, rank, format);
+    for (size_t row = 0; row < outputs; ++row) {
+      const size_t at = (row / kPanelRows * rank + k) * kPanelRows + row % kPanelRows;
+      b_values.Store(FileRow(t.linear, head_dim, static_cast<int>(row)), b + at * bytes);
+    }
+    scale[k] = static_cast<float>(static_cast<double>(config.Scale()) / a_values.factor() /
+                                  b_values.factor());
+    if (!std::isfinite(scale[k])) {
+      return absl::InvalidArgumentError(
+          Cat(kWeightsFile, ": tensors ", t.a->name, " and B hold values too large to multiply"));
     }
   }
-  const double factor = std::ldexp(static_cast<double>(config.Scale()),
-                                   -from_a.exponent() - from_b.exponent());
-  const float narrow = static_cast<float>(factor);
-  if (!std::isfinite(narrow)) {
-    return absl::InvalidArgumentError(
-        Cat(kWeightsFile, ": tensors ", t.a->name, " and B hold values too large to multiply"));
-  }
-  std::fill_n(scale, rank, narrow);
   return absl::OkStatus();
 }
 
 }  // namespace
 
-absl::StatusOr<int64_t> Adapter::PackedBytes(const AdapterFiles& files,
-                                             const ModelConfig& config) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<Checked> checked, Check(files, config));
+absl::StatusOr<int64_t> Adapter::PackedBytes(const AdapterFiles& files, const ModelConfig& config,
+                                             LoraFormat format) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<Checked> checked, Check(files, config, format));
   return static_cast<int64_t>(Arena::Reserved(checked->bytes));
 }
 
 absl::StatusOr<std::unique_ptr<Adapter>> Adapter::Create(const AdapterFiles& files,
-                                                         const ModelConfig& config) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<Checked> checked, Check(files, config));
+                                                         const ModelConfig& config,
+                                                         LoraFormat format) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<Checked> checked, Check(files, config, format));
   std::unique_ptr<Adapter> adapter(new Adapter);
   const int rank = checked->config.rank;
   adapter->rank_ = rank;
@@ -192,12 +205,12 @@ absl::StatusOr<std::unique_ptr<Adapter>> Adapter::Create(const AdapterFiles& fil
     size_t a_bytes = 0;
     while (end < tensors.size() && tensors[end].layer == tensors[begin].layer &&
            GroupOf(tensors[end].linear) == group) {
-      a_bytes += BytesOfA(tensors[end++], rank);
+      a_bytes += BytesOfA(tensors[end++], rank, format);
     }
     LoraLayer& layer = adapter->layers_[static_cast<size_t>(tensors[begin].layer)];
     LoraLayer::Shrink& shrink = layer.shrink[static_cast<int>(group)];
     shrink.ranks = static_cast<int>(end - begin) * rank;
-    auto* a = reinterpret_cast<uint16_t*>(adapter->arena_.Take(a_bytes));
+    uint8_t* a = adapter->arena_.Take(a_bytes);
     auto* scale = reinterpret_cast<float*>(
         adapter->arena_.Take(static_cast<size_t>(shrink.ranks) * sizeof(float)));
     shrink.a = a;
@@ -205,12 +218,13 @@ absl::StatusOr<std::unique_ptr<Adapter>> Adapter::Create(const AdapterFiles& fil
     for (size_t i = begin; i < end; ++i) {
       const LoraTensors& t = tensors[i];
       LoraLayer::Expand& expand = layer.expand[t.linear];
-      auto* b = reinterpret_cast<uint16_t*>(adapter->arena_.Take(BytesOfB(t, rank)));
+      uint8_t* b = adapter->arena_.Take(BytesOfB(t, rank, format));
       expand.b = b;
       expand.rank = rank;
       expand.first = static_cast<int>(i - begin) * rank;
-      RETURN_IF_ERROR(Pack(t, checked->config, config.head_dim, files.weights, a, scale, b));
-      a += BytesOfA(t, rank) / 2;
+      RETURN_IF_ERROR(
+          Pack(t, checked->config, config.head_dim, format, files.weights, a, scale, b));
+      a += BytesOfA(t, rank, format);
       scale += rank;
     }
     begin = end;

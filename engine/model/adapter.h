@@ -18,10 +18,12 @@ class Adapter {
  public:
   // Bytes of memory that Create takes, from the files' headers alone; checks all but the weights.
   // INVALID_ARGUMENT naming file, tensor or option; UNIMPLEMENTED for heads of an odd width.
-  static absl::StatusOr<int64_t> PackedBytes(const AdapterFiles& files, const ModelConfig& config);
+  static absl::StatusOr<int64_t> PackedBytes(const AdapterFiles& files, const ModelConfig& config,
+                                             LoraFormat format);
   // INVALID_ARGUMENT too for weights that are not finite; RESOURCE_EXHAUSTED.
   static absl::StatusOr<std::unique_ptr<Adapter>> Create(const AdapterFiles& files,
-                                                         const ModelConfig& config);
+                                                         const ModelConfig& config,
+                                                         LoraFormat format);
   Adapter(const Adapter&) = delete;
   Adapter& operator=(const Adapter&) = delete;
 

@@ -13,8 +13,9 @@ ResidentAdapter::~ResidentAdapter() {
   if (used_bytes != nullptr) used_bytes->fetch_sub(bytes);
 }
 
-AdapterTable::AdapterTable(const ModelConfig& config, int64_t budget_bytes)
+AdapterTable::AdapterTable(const ModelConfig& config, LoraFormat format, int64_t budget_bytes)
     : config_(config),
+      format_(format),
       budget_(budget_bytes),
       used_bytes_(std::make_shared<std::atomic<int64_t>>(0)) {}
 
@@ -49,7 +50,7 @@ bool AdapterTable::Evict(int64_t bytes, std::vector<std::shared_ptr<ResidentAdap
 absl::StatusOr<AdapterRef> AdapterTable::Load(const std::string& digest,
                                               const AdapterFiles& files) {
   if (AdapterRef resident = Find(digest)) return resident;
-  ASSIGN_OR_RETURN(const int64_t bytes, Adapter::PackedBytes(files, config_));
+  ASSIGN_OR_RETURN(const int64_t bytes, Adapter::PackedBytes(files, config_, format_));
   auto loaded = std::make_shared<ResidentAdapter>();
   loaded->digest = digest;
   {
@@ -67,13 +68,13 @@ absl::StatusOr<AdapterRef> AdapterTable::Load(const std::string& digest,
     loaded->used_bytes = used_bytes_;
     loaded->bytes = bytes;
   }
-  ASSIGN_OR_RETURN(loaded->adapter, Adapter::Create(files, config_));
+  ASSIGN_OR_RETURN(loaded->adapter, Adapter::Create(files, config_, format_));
   const std::lock_guard<std::mutex> lock(mutex_);
   Entry& entry = entries_[digest];
   entry.used = ++uses_;
   if (entry.resident != nullptr) return AdapterRef(entry.resident);  // another caller was faster
-  auto slot = std::find_if(slots_.begin(), slots_.end(),
-                           [](const auto& taken) { return taken.expired(); });
+  auto slot =
+      std::find_if(slots_.begin(), slots_.end(), [](const auto& taken) { return taken.expired(); });
   if (slot == slots_.end()) slot = slots_.insert(slot, std::weak_ptr<const ResidentAdapter>());
   loaded->index = static_cast<int32_t>(slot - slots_.begin());
   *slot = loaded;

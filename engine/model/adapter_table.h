@@ -37,7 +37,7 @@ using AdapterRef = std::shared_ptr<const ResidentAdapter>;  // an AdapterLease
 class AdapterTable {
  public:
   // The configuration must outlive the table.
-  AdapterTable(const ModelConfig& config, int64_t budget_bytes);
+  AdapterTable(const ModelConfig& config, LoraFormat format, int64_t budget_bytes);
   AdapterTable(const AdapterTable&) = delete;
   AdapterTable& operator=(const AdapterTable&) = delete;
 
@@ -54,6 +54,8 @@ class AdapterTable {
   // What a step with that index computes with: null when nobody holds it.
   const Adapter* At(int32_t index) const;
 
+  // Of all its adapters.
+  LoraFormat format() const { return format_; }
   // By digest.
   std::vector<AdapterInfo> List() const;
   AdapterStats Stats() const;
@@ -69,6 +71,7 @@ class AdapterTable {
   bool Evict(int64_t bytes, std::vector<std::shared_ptr<ResidentAdapter>>* victims);
 
   const ModelConfig& config_;
+  const LoraFormat format_;
   const int64_t budget_;
   const std::shared_ptr<std::atomic<int64_t>> used_bytes_;
 

@@ -11,14 +11,16 @@
 
 namespace cogumi {
 
+inline constexpr size_t kCacheLine = 64;
+
 // Fetches the B of a linear's panel: of the first that a thread will compute, behind which every
 // panel's product fetches the next one's.
 inline void FetchLoraPanel(const LoraSlots& lora, LlamaLinear linear, int panel) {
   for (int i = 0; i < lora.run_count; ++i) {
     const LoraLayer::Expand& e = lora.runs[i].layers[lora.layer].expand[static_cast<int>(linear)];
-    const size_t values = static_cast<size_t>(e.rank) * kPanelRows;
-    const uint16_t* b = e.b + static_cast<size_t>(panel) * values;
-    for (size_t at = 0; at < values; at += 32) __builtin_prefetch(b + at);
+    const size_t bytes = static_cast<size_t>(e.rank) * kPanelRows * LoraValueBytes(lora.format);
+    const uint8_t* b = e.b + static_cast<size_t>(panel) * bytes;
+    for (size_t at = 0; at < bytes; at += kCacheLine) __builtin_prefetch(b + at);
   }
 }
 
@@ -32,7 +34,7 @@ class LoraAhead {
       : lora_(lora),
         layer_(layer),
         group_(group),
-        stride_(static_cast<size_t>(LoraStride(inputs))),
+        stride_(static_cast<size_t>(LoraStride(inputs)) * LoraValueBytes(lora.format)),
         part_(part),
         parts_(parts),
         pieces_(std::max(1, pieces)) {}
@@ -45,24 +47,22 @@ class LoraAhead {
           lora_.runs[i].layers[layer_].shrink[static_cast<int>(group_)];
       const LoraRanks ranks = ShareOfRanks(shrink.ranks, part_, parts_);
       const size_t lines =
-          (static_cast<size_t>(ranks.end - ranks.begin) * stride_ + kLine - 1) / kLine;
-      const uint16_t* a = shrink.a + static_cast<size_t>(ranks.begin) * stride_;
+          (static_cast<size_t>(ranks.end - ranks.begin) * stride_ + kCacheLine - 1) / kCacheLine;
+      const uint8_t* a = shrink.a + static_cast<size_t>(ranks.begin) * stride_;
       const size_t end = lines * static_cast<size_t>(piece_ + 1) / static_cast<size_t>(pieces_);
       for (size_t at = lines * static_cast<size_t>(piece_) / static_cast<size_t>(pieces_); at < end;
            ++at) {
-        __builtin_prefetch(a + at * kLine, 0, 2);
+        __builtin_prefetch(a + at * kCacheLine, 0, 2);
       }
     }
     ++piece_;
   }
 
  private:
-  static constexpr size_t kLine = 32;  // values of a cache line
-
   const LoraSlots& lora_;
   const int layer_;
   const LoraGroup group_;
-  const size_t stride_;
+  const size_t stride_;  // bytes of a rank
   const int part_, parts_, pieces_;
   int piece_ = 0;
 };

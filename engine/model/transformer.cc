@@ -42,6 +42,20 @@ struct InputForms {
   }
 };
 
+// Exact arithmetic takes adapters as they come; elsewhere half the bytes cost less than the
+// activations' own rounding (engine/kernels/README.md, "Adapters").
+LoraFormat FormatOfAdapters(ActivationFormat activations) {
+  switch (activations) {
+    case ActivationFormat::kMixed:
+    case ActivationFormat::kFast:
+      return LoraFormat::kInt8;
+    case ActivationFormat::kExact:
+    case ActivationFormat::kF32:
+      break;
+  }
+  return LoraFormat::kF16;
+}
+
 // Of a step's rows: how many slots are wide, and which row stands in each (null: the same).
 struct Slots {
   int wide = 0;
@@ -58,7 +72,7 @@ class Transformer final : public Model {
         weights_(std::move(weights)),
         pool_(*pool),
         team_(pool->size()),
-        adapters_(config_, options.adapter_bytes) {
+        adapters_(config_, FormatOfAdapters(options.activations), options.adapter_bytes) {
     kernel_configuration_ = absl::StrCat(kernels_.name, "/", NameOf(options.activations), "/kv-",
                                          NameOf(options.kv_format));
     const size_t rows = static_cast<size_t>(options.max_rows);
@@ -463,6 +477,7 @@ class Transformer final : public Model {
     lora.run_count = static_cast<int>(lora_runs_.size());
     lora.values = lora_values_.data();
     lora.shrunk = &shrunk_;
+    lora.format = adapters_.format();
     for (size_t l = 0; l < weights_->layers.size(); ++l) {
       const LayerWeights& layer = weights_->layers[l];
       lora.layer = static_cast<int>(l);

@@ -2,6 +2,7 @@
 // doubles, and the bits of a row independent of its neighbours and their adapters.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <deque>
@@ -17,14 +18,15 @@
 namespace cogumi {
 namespace {
 
+constexpr LoraFormat kFormats[] = {LoraFormat::kF16, LoraFormat::kInt8};
+
 // One layer's difference to the linears of a group, in random numbers.
 class RandomAdapter {
  public:
   // `outputs`: of each linear of the group; 0 leaves it as it is.
   RandomAdapter(LoraGroup group, std::vector<LlamaLinear> linears, std::vector<int> outputs,
-                int rank, int inputs, std::mt19937& random)
-      : inputs_(inputs) {
-    std::normal_distribution<float> normal(0.0f, 1.0f);
+                int rank, int inputs, std::mt19937& random, LoraFormat format = LoraFormat::kF16)
+      : inputs_(inputs), format_(format) {
     LoraLayer::Shrink& shrink = layer_.shrink[static_cast<int>(group)];
     const size_t stride = static_cast<size_t>(LoraStride(inputs));
     for (size_t l = 0; l < linears.size(); ++l) {
@@ -34,14 +36,14 @@ class RandomAdapter {
       expand.first = shrink.ranks;
       shrink.ranks += rank;
       for (int k = 0; k < rank; ++k) {
-        scale_.push_back(0.125f * static_cast<float>(l + 1));
+        scale_.push_back(0.0125f * static_cast<float>(l + 1) / Unit() / Unit());
         for (size_t i = 0; i < stride; ++i) {
-          a_.push_back(i < static_cast<size_t>(inputs) ? FloatToHalf(normal(random)) : 0);
+          Push(a_, i < static_cast<size_t>(inputs) ? normal_(random) : 0);
         }
       }
-      std::vector<uint16_t>& b = b_.emplace_back();
-      b.resize(static_cast<size_t>((outputs[l] + 31) / 32 * rank * 32));
-      for (uint16_t& half : b) half = FloatToHalf(0.1f * normal(random));
+      std::vector<uint8_t>& b = b_.emplace_back();
+      const int values = (outputs[l] + 31) / 32 * rank * 32;
+      for (int i = 0; i < values; ++i) Push(b, normal_(random));
       expand.b = b.data();
     }
     shrink.a = a_.data();
@@ -49,6 +51,7 @@ class RandomAdapter {
   }
 
   const LoraLayer* layers() const { return &layer_; }
+  LoraFormat format() const { return format_; }
 
   // Output `o` of the difference for one row, in doubles.
   double Difference(LoraGroup group, LlamaLinear linear, const float* x, int o) const {
@@ -59,23 +62,41 @@ class RandomAdapter {
       const size_t rank = static_cast<size_t>(expand.first + k);
       double value = 0;
       for (size_t i = 0; i < static_cast<size_t>(inputs_); ++i) {
-        value += static_cast<double>(
-                     HalfToFloat(shrink.a[rank * static_cast<size_t>(LoraStride(inputs_)) + i])) *
+        value += Value(shrink.a, rank * static_cast<size_t>(LoraStride(inputs_)) + i) *
                  static_cast<double>(x[i]);
       }
       const size_t at = static_cast<size_t>((o / 32 * expand.rank + k) * 32 + o % 32);
-      sum += value * static_cast<double>(shrink.scale[rank]) *
-             static_cast<double>(HalfToFloat(expand.b[at]));
+      sum += value * static_cast<double>(shrink.scale[rank]) * Value(expand.b, at);
     }
     return sum;
   }
 
  private:
+  // Of a value 1, in what is stored.
+  float Unit() const { return format_ == LoraFormat::kInt8 ? 30.0f : 1.0f; }
+  void Push(std::vector<uint8_t>& to, float value) const {
+    to.resize(to.size() + LoraValueBytes(format_));
+    if (format_ == LoraFormat::kInt8) {
+      to.back() = static_cast<uint8_t>(std::lrint(std::clamp(value * Unit(), -127.0f, 127.0f)));
+    } else {
+      const uint16_t half = FloatToHalf(value);
+      std::memcpy(&to.back() - 1, &half, sizeof half);
+    }
+  }
+  double Value(const uint8_t* from, size_t i) const {
+    if (format_ == LoraFormat::kInt8) return static_cast<int8_t>(from[i]);
+    uint16_t half;
+    std::memcpy(&half, from + 2 * i, sizeof half);
+    return static_cast<double>(HalfToFloat(half));
+  }
+
   int inputs_;
+  LoraFormat format_;
+  std::normal_distribution<float> normal_{0.0f, 1.0f};
   LoraLayer layer_;
-  std::vector<uint16_t> a_;
+  std::vector<uint8_t> a_;
   std::vector<float> scale_;
-  std::deque<std::vector<uint16_t>> b_;
+  std::deque<std::vector<uint8_t>> b_;
 };
 
 // A step's rows with their adapters (null: none), and what shrink computes for them.
@@ -93,7 +114,13 @@ struct Rows {
       }
     }
     values.assign(rows.size() * kLoraValues, NAN);
-    view = {adapters.data(), runs.data(), static_cast<int>(runs.size()), 0, values.data()};
+    view.adapters = adapters.data();
+    view.runs = runs.data();
+    view.run_count = static_cast<int>(runs.size());
+    view.values = values.data();
+    for (const RandomAdapter* adapter : rows) {
+      if (adapter != nullptr) view.format = adapter->format();
+    }
   }
   // Shared by rows and by ranks, into `shares` of each, as threads do.
   void Shrink(const KernelTable& kernels, LoraGroup group, const float* x, int inputs, int shares) {
@@ -149,40 +176,52 @@ class LoraConformance : public testing::TestWithParam<const KernelTable*> {
     kernels().project_residual(args, 0, w.packed.Panels());
     return out;
   }
+  struct Case {
+    LoraFormat format;
+    int rank;
+    int inputs;
+  };
+  static std::vector<Case> Cases() {
+    std::vector<Case> cases;
+    for (const LoraFormat format : kFormats) {
+      for (const int rank : {1, 3, 4, 8, 17, 64}) {
+        for (const int inputs : {32, 72, 576}) cases.push_back({format, rank, inputs});
+      }
+    }
+    return cases;
+  }
   const KernelTable& kernels() const { return *GetParam(); }
   std::mt19937 random_{3};
 };
 
 TEST_P(LoraConformance, AddsTheDifferenceOfEveryRank) {
-  for (const int rank : {1, 3, 4, 8, 17, 64}) {
-    for (const int inputs : {32, 72, 576}) {
-      const int outputs = 100;
-      const int rows = 9;
-      const TestMatrix w(inputs % 32 == 0 ? GgmlType::kQ4_1 : GgmlType::kF32, outputs, inputs,
-                         random_);
-      const std::vector<float> x = RandomFloats(rows * inputs);
-      const RandomAdapter one(LoraGroup::kDown, {LlamaLinear::kDown}, {outputs}, rank, inputs,
-                              random_);
-      const RandomAdapter two(LoraGroup::kDown, {LlamaLinear::kDown}, {outputs}, 2, inputs,
-                              random_);
-      const std::vector<const RandomAdapter*> adapters = {&one, nullptr, &two, &one,   &one,
-                                                          &one, &one,    &one, nullptr};
-      const std::vector<float> base = Project(w, x, rows, nullptr);
-      const std::vector<float> got = Project(w, x, rows, &adapters, 3);
-      for (int r = 0; r < rows; ++r) {
-        for (int o = 0; o < outputs; ++o) {
-          const size_t at = static_cast<size_t>(r * outputs + o);
-          const RandomAdapter* adapter = adapters[static_cast<size_t>(r)];
-          if (adapter == nullptr) {
-            ASSERT_EQ(got[at], base[at]) << "a row without an adapter";
-            continue;
-          }
-          const double difference =
-              adapter->Difference(LoraGroup::kDown, LlamaLinear::kDown, x.data() + r * inputs, o);
-          ASSERT_NEAR(static_cast<double>(got[at]), static_cast<double>(base[at]) + difference,
-                      2e-5 * std::sqrt(static_cast<double>(inputs * rank)))
-              << "rank " << rank << " inputs " << inputs << " row " << r << " output " << o;
+  for (const auto [format, rank, inputs] : Cases()) {
+    const int outputs = 100;
+    const int rows = 9;
+    const TestMatrix w(inputs % 32 == 0 ? GgmlType::kQ4_1 : GgmlType::kF32, outputs, inputs,
+                       random_);
+    const std::vector<float> x = RandomFloats(rows * inputs);
+    const RandomAdapter one(LoraGroup::kDown, {LlamaLinear::kDown}, {outputs}, rank, inputs,
+                            random_, format);
+    const RandomAdapter two(LoraGroup::kDown, {LlamaLinear::kDown}, {outputs}, 2, inputs, random_,
+                            format);
+    const std::vector<const RandomAdapter*> adapters = {&one, nullptr, &two, &one,   &one,
+                                                        &one, &one,    &one, nullptr};
+    const std::vector<float> base = Project(w, x, rows, nullptr);
+    const std::vector<float> got = Project(w, x, rows, &adapters, 3);
+    for (int r = 0; r < rows; ++r) {
+      for (int o = 0; o < outputs; ++o) {
+        const size_t at = static_cast<size_t>(r * outputs + o);
+        const RandomAdapter* adapter = adapters[static_cast<size_t>(r)];
+        if (adapter == nullptr) {
+          ASSERT_EQ(got[at], base[at]) << "a row without an adapter";
+          continue;
         }
+        const double difference =
+            adapter->Difference(LoraGroup::kDown, LlamaLinear::kDown, x.data() + r * inputs, o);
+        ASSERT_NEAR(static_cast<double>(got[at]), static_cast<double>(base[at]) + difference,
+                    2e-5 * std::sqrt(static_cast<double>(inputs * rank)))
+            << "rank " << rank << " inputs " << inputs << " row " << r << " output " << o;
       }
     }
   }
@@ -194,25 +233,27 @@ TEST_P(LoraConformance, BitsOfARowDependOnItAlone) {
   const int rows = 70;  // more than a tile
   const TestMatrix w(GgmlType::kQ4_1, outputs, inputs, random_);
   const std::vector<float> x = RandomFloats(rows * inputs);
-  std::deque<RandomAdapter> pool;
-  for (const int rank : {1, 5, 8, 12}) {
-    pool.emplace_back(LoraGroup::kDown, std::vector<LlamaLinear>{LlamaLinear::kDown},
-                      std::vector<int>{outputs}, rank, inputs, random_);
-  }
-  std::vector<const RandomAdapter*> adapters;
-  for (int r = 0; r < rows; ++r) {
-    // Runs of one to many rows, with rows of the base between them.
-    const int which = r < 20 ? 0 : r % 6;
-    adapters.push_back(which < 4 ? &pool[static_cast<size_t>(which)] : nullptr);
-  }
-  const std::vector<float> together = Project(w, x, rows, &adapters, 2);
-  for (int r = 0; r < rows; ++r) {
-    const std::vector<const RandomAdapter*> own = {adapters[static_cast<size_t>(r)]};
-    const std::vector<float> row(x.begin() + r * inputs, x.begin() + (r + 1) * inputs);
-    const std::vector<float> alone = Project(w, row, 1, &own);
-    ASSERT_EQ(
-        0, std::memcmp(alone.data(), together.data() + r * outputs, alone.size() * sizeof(float)))
-        << "row " << r;
+  for (const LoraFormat format : kFormats) {
+    std::deque<RandomAdapter> pool;
+    for (const int rank : {1, 5, 8, 12}) {
+      pool.emplace_back(LoraGroup::kDown, std::vector<LlamaLinear>{LlamaLinear::kDown},
+                        std::vector<int>{outputs}, rank, inputs, random_, format);
+    }
+    std::vector<const RandomAdapter*> adapters;
+    for (int r = 0; r < rows; ++r) {
+      // Runs of one to many rows, with rows of the base between them.
+      const int which = r < 20 ? 0 : r % 6;
+      adapters.push_back(which < 4 ? &pool[static_cast<size_t>(which)] : nullptr);
+    }
+    const std::vector<float> together = Project(w, x, rows, &adapters, 2);
+    for (int r = 0; r < rows; ++r) {
+      const std::vector<const RandomAdapter*> own = {adapters[static_cast<size_t>(r)]};
+      const std::vector<float> row(x.begin() + r * inputs, x.begin() + (r + 1) * inputs);
+      const std::vector<float> alone = Project(w, row, 1, &own);
+      ASSERT_EQ(
+          0, std::memcmp(alone.data(), together.data() + r * outputs, alone.size() * sizeof(float)))
+          << "row " << r;
+    }
   }
 }
 

@@ -164,7 +164,7 @@ class AdapterTableTest : public ::testing::Test {
     const std::string bytes = testing::TinyModelBytes(tiny_);
     const auto file = GgufFile::Parse(std::as_bytes(std::span(bytes.data(), bytes.size())), "t");
     config_ = *ModelConfig::FromGguf(**file);
-    one_ = *Adapter::PackedBytes(FilesFor(tiny_, 2, 1), config_);
+    one_ = *Adapter::PackedBytes(FilesFor(tiny_, 2, 1), config_, LoraFormat::kInt8);
   }
   AdapterFiles Files(uint64_t seed) const { return FilesFor(tiny_, 2, seed); }
   static std::vector<std::string> Digests(const AdapterTable& table) {
@@ -179,7 +179,7 @@ class AdapterTableTest : public ::testing::Test {
 };
 
 TEST_F(AdapterTableTest, HandsOutTheSameAdapterUntilItIsUnloaded) {
-  AdapterTable table(config_, 4 * one_);
+  AdapterTable table(config_, LoraFormat::kInt8, 4 * one_);
   EXPECT_EQ(table.Find("a"), nullptr);
   const AdapterRef a = *table.Load("a", Files(1));
   EXPECT_EQ(*table.Load("a", Files(1)), a);
@@ -199,7 +199,7 @@ TEST_F(AdapterTableTest, HandsOutTheSameAdapterUntilItIsUnloaded) {
 }
 
 TEST_F(AdapterTableTest, TheLeastRecentlyUsedGoesAndWhatIsHeldStays) {
-  AdapterTable table(config_, 3 * one_);
+  AdapterTable table(config_, LoraFormat::kInt8, 3 * one_);
   for (const char* digest : {"a", "b", "c"}) ASSERT_TRUE(table.Load(digest, Files(1)).ok());
   AdapterRef a = table.Find("a");
   ASSERT_NE(table.Find("b"), nullptr);
@@ -220,7 +220,7 @@ TEST_F(AdapterTableTest, TheLeastRecentlyUsedGoesAndWhatIsHeldStays) {
 }
 
 TEST_F(AdapterTableTest, UnloadedBytesCountWhileTheyAreHeld) {
-  AdapterTable table(config_, one_);
+  AdapterTable table(config_, LoraFormat::kInt8, one_);
   AdapterRef a = *table.Load("a", Files(1));
   table.Unload("a");
   EXPECT_EQ(table.Load("b", Files(2)).status().code(), absl::StatusCode::kResourceExhausted);
@@ -230,7 +230,7 @@ TEST_F(AdapterTableTest, UnloadedBytesCountWhileTheyAreHeld) {
 }
 
 TEST_F(AdapterTableTest, MemoryIsFlatOverManyVersions) {
-  AdapterTable table(config_, 2 * one_);
+  AdapterTable table(config_, LoraFormat::kInt8, 2 * one_);
   AdapterRef running = *table.Load("0", Files(0));
   for (int i = 1; i < 200; ++i) {
     const AdapterRef next = *table.Load(std::to_string(i), Files(static_cast<uint64_t>(i)));
@@ -245,7 +245,7 @@ TEST_F(AdapterTableTest, MemoryIsFlatOverManyVersions) {
 }
 
 TEST_F(AdapterTableTest, RefusesWhatDoesNotFitTheModel) {
-  AdapterTable table(config_, 4 * one_);
+  AdapterTable table(config_, LoraFormat::kInt8, 4 * one_);
   const auto message = [&](const AdapterFiles& files) {
     return std::string(table.Load("x", files).status().message());
   };

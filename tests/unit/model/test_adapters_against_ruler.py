@@ -29,6 +29,8 @@ CONFIGURATIONS = {
     "exact": ("reference", "f32", 1e-3, 1e-6),
     "avx2": ("avx2", "exact", 1e-2, 1e-4),
     "avx512vnni": ("avx512vnni", "exact", 1e-2, 1e-4),
+    # With adapters in 8 bits, of differences that are half the size of the weights.
+    "mixed": ("avx2", "mixed", 0.3, 1e-3),
 }
 ROUNDED = 1e-2, 1e-5  # the engine holds float32 files in 11 bits, 16-bit ones as they are
 
