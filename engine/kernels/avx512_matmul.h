@@ -61,6 +61,7 @@ struct Format {
   static constexpr bool kMinimum = kHasMinimum;
   static constexpr bool kHighHoldsBoth = kBits == 4;
   static int Zero(const PackedMatrix& w) { return w.format.zero; }
+  static int Blocks(const PackedMatrix& w) { return static_cast<int>(w.Blocks()); }
   static constexpr int kGroup = kInputs;  // that share a scale
   static constexpr int kGroups = 32 / kGroup;
   static constexpr size_t kTiles = kBits == 4 ? 512 : 1024;
@@ -168,6 +169,7 @@ struct SplitRecords {
 
 struct SplitFormat : SplitRecords {
   static int Zero(const PackedMatrix& w) { return w.format.zero; }
+  static int Blocks(const PackedMatrix& w) { return static_cast<int>(w.Blocks()); }
   struct Cursor : PairCursor<kRecord, kFineBytes> {
     Cursor(const PackedMatrix& w, int panel) : PairCursor(w, panel, w.Fine(panel)) {}
   };
@@ -191,9 +193,10 @@ struct SplitFormat : SplitRecords {
   }
 };
 
-// Without the lower bits.
+// Without the lower bits, but with the record of the heavy inputs.
 struct CoarseFormat : SplitRecords {
   static int Zero(const PackedMatrix&) { return kCoarseZero; }
+  static int Blocks(const PackedMatrix& w) { return static_cast<int>(w.CoarseBlocks()); }
   struct Cursor : PairCursor<kRecord, kMaskBytes> {
     Cursor(const PackedMatrix& w, int panel) : PairCursor(w, panel, w.Masks(panel)) {}
   };
@@ -328,7 +331,7 @@ struct Matmul {
   static __attribute__((noinline)) void Few(const PackedMatrix& w, int panel, const Activations& a,
                                             int slot, float* tile) {
     typename Fmt::Cursor at(w, panel);
-    const int blocks = w.inputs / kBlockInputs;
+    const int blocks = Fmt::Blocks(w);
     const int zero = Fmt::Zero(w);
     const size_t ahead = U > 1 ? kPrefetchBytes : LonePrefetchBytes();
     __m512 low[U];
@@ -379,7 +382,7 @@ struct Matmul {
   static __attribute__((noinline)) void Many(const PackedMatrix& w, int panel, const Activations& a,
                                              int slot, int n, float* tile) {
     typename Fmt::Cursor cursor(w, panel);
-    const int blocks = w.inputs / kBlockInputs;
+    const int blocks = Fmt::Blocks(w);
     const int zero = Fmt::Zero(w);
     __builtin_memset(tile, 0, static_cast<size_t>(n) * 128);
     const SlotGroups groups(n, kMostTogether);

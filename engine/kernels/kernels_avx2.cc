@@ -264,7 +264,7 @@ struct SplitRecord {
   }
 };
 
-// A split matrix, with kCoarse without its lower bits.
+// A split matrix, with kCoarse without its lower bits but with the record of the heavy inputs.
 template <bool kCoarse, bool kInt16>
 void RunSplit(const PackedMatrix& w, int panel, const Activations& a, int slot, int n,
               float* tile) {
@@ -275,7 +275,8 @@ void RunSplit(const PackedMatrix& w, int panel, const Activations& a, int slot, 
   const int zero = kCoarse ? kCoarseZero : w.format.zero;
   const uint8_t* p = w.Panel(panel);
   const uint8_t* second = kCoarse ? w.Masks(panel) : w.Fine(panel);
-  for (size_t b = 0; b < w.Blocks(); ++b) {
+  const size_t blocks = kCoarse ? w.CoarseBlocks() : w.Blocks();
+  for (size_t b = 0; b < blocks; ++b) {
     record.Fill<kCoarse>(p, second);
     const int8_t* x = a.codes + a.CodeOffset(slot) + b * a.code_stride;
     for (int c = 0; c < n; ++c, x += Whole::kBytes) {

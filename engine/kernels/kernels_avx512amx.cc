@@ -94,7 +94,7 @@ struct AmxMatmul {
                                              float* tile) {
     const Activations a = activations;  // a copy, which no store of sums can change
     typename Fmt::Cursor cursor(w, panel);
-    const int blocks = w.inputs / kBlockInputs;
+    const int blocks = Fmt::Blocks(w);
     const int zero = Fmt::Zero(w);
     __builtin_memset(tile, 0, static_cast<size_t>(n) * 128);
     const SlotGroups groups(n, kMostTogether);

@@ -204,7 +204,8 @@ struct Reference {
     float scale[64];
     float minimum[64] = {};
     const uint8_t* record = w.Panel(panel);
-    for (int b = 0; b < w.inputs / kBlockInputs; ++b, record += f.RecordBytes()) {
+    const int blocks = static_cast<int>(coarse ? w.CoarseBlocks() : w.Blocks());
+    for (int b = 0; b < blocks; ++b, record += f.RecordBytes()) {
       Codes(w, panel, static_cast<size_t>(b), coarse, codes);
       Scales(f, record + f.TileBytes(), scale);
       if (f.has_minimum) Scales(f, record + f.TileBytes() + f.ScaleBytes(), minimum);

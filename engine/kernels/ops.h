@@ -128,7 +128,8 @@ struct HeadArgs {
 };
 
 // Estimates of W in for a split W from its coarse part, and per panel and slot their maximum and
-// the largest value that a logit can have.
+// the largest value that a logit can have. `in` has a block more than W's inputs, those at W's
+// heavy inputs again (CertifiedHead::Gather).
 struct ScanHeadArgs {
   const PackedMatrix* w = nullptr;
   const Activations* in = nullptr;

@@ -8,10 +8,12 @@
 // Rows beyond the matrix are zero.
 //
 // A split matrix of 8-bit codes can be read without their lower bits (certified_head.h): all panels
-// of coarse records (a 4-bit tile of bits 4-7, then scales), each panel followed by the Euclidean
-// norms of its rows' scales; then for every record 16 masks of 8 bytes, one per tile of 16 rows,
-// with bit 3; then fine records, a 4-bit tile of bits 0-3. Bit 3 is there twice: either reader
-// finds its bits with one operation a register.
+// of coarse records (a 4-bit tile of bits 4-7, then scales), each panel followed by a number for
+// each of its rows that bounds what is left out; then for every record 16 masks of 8 bytes, one per
+// tile of 16 rows, with bit 3; then fine records, a 4-bit tile of bits 0-3. Bit 3 is there twice:
+// either reader finds its bits with one operation a register. Behind its other records a panel's
+// coarse part has one more, which only an estimate reads: what is left out at the 32 heavy inputs,
+// those whose activations are largest, in 5 bits with a scale of its own.
 #pragma once
 
 #include <cstddef>
@@ -27,6 +29,8 @@ inline constexpr size_t kMaskBytes = 128;
 // Without its three lower bits a code of a split matrix stands for itself + 4 - 128: 0.5 too high
 // on average, and at most 3.5 off that.
 inline constexpr int kCoarseZero = 124;
+// Inputs of a split matrix whose lower bits estimates know: a record.
+inline constexpr int kHeavyInputs = kBlockInputs;
 
 enum class WeightKind : uint8_t { kQuantised, kF32, kF16, kBF16 };
 
@@ -55,14 +59,18 @@ struct PackedMatrix {
   int rows = 0;    // outputs
   int inputs = 0;  // quantised: a multiple of 32
   uint8_t* data = nullptr;
+  const int32_t* heavy = nullptr;  // [kHeavyInputs] of a split matrix, each once
 
   int Panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
   size_t Blocks() const { return static_cast<size_t>(inputs / kBlockInputs); }
+  // What an estimate reads: all records and that of the heavy inputs.
+  size_t CoarseBlocks() const { return Blocks() + (format.split ? 1 : 0); }
   // Of a split matrix: of its coarse part.
   size_t PanelBytes() const {
     switch (format.kind) {
       case WeightKind::kQuantised:
-        return Blocks() * format.RecordBytes() + (format.split ? kPanelRows * sizeof(float) : 0);
+        return CoarseBlocks() * format.RecordBytes() +
+               (format.split ? kPanelRows * sizeof(float) : 0);
       case WeightKind::kF32:
         return static_cast<size_t>(inputs) * kPanelRows * 4;
       case WeightKind::kF16:
@@ -72,20 +80,20 @@ struct PackedMatrix {
     return 0;
   }
   size_t Bytes() const {
-    const size_t records = format.split ? Blocks() * (kFineBytes + kMaskBytes) : 0;
-    return (PanelBytes() + records) * static_cast<size_t>(Panels());
+    const size_t split = format.split ? Blocks() * kFineBytes + CoarseBlocks() * kMaskBytes : 0;
+    return (PanelBytes() + split) * static_cast<size_t>(Panels());
   }
   uint8_t* Panel(int i) const { return data + static_cast<size_t>(i) * PanelBytes(); }
   // Of a split matrix.
   uint8_t* Masks(int i) const {
-    return Panel(Panels()) + static_cast<size_t>(i) * Blocks() * kMaskBytes;
+    return Panel(Panels()) + static_cast<size_t>(i) * CoarseBlocks() * kMaskBytes;
   }
   uint8_t* Fine(int i) const {
     return Masks(Panels()) + static_cast<size_t>(i) * Blocks() * kFineBytes;
   }
-  // [32 rows]
+  // What estimates leave out of rows, as numbers to multiply ScanHeadArgs::spread with. [32 rows]
   float* Norms(int i) const {
-    return reinterpret_cast<float*>(Panel(i) + Blocks() * format.RecordBytes());
+    return reinterpret_cast<float*>(Panel(i) + CoarseBlocks() * format.RecordBytes());
   }
 };
 

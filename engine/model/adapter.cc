@@ -110,38 +110,16 @@ absl::StatusOr<std::vector<float>> ReadValues(const TensorEntry& tensor, const s
   return values;
 }
 
-// A rank's values of A or B as the kernels hold them: times what fills the range.
-class RankValues {
- public:
-  // values[i * stride] for i < count.
-  RankValues(const float* values, size_t count, size_t stride, LoraFormat format)
-      : values_(values), stride_(stride), format_(format) {
-    float largest = 0;
-    for (size_t i = 0; i < count; ++i) largest = std::max(largest, std::fabs(values[i * stride]));
-    if (largest == 0) return;
-    factor_ = format == LoraFormat::kInt8 ? 127.0 / static_cast<double>(largest)
-                                          : std::ldexp(1.0, 14 - std::ilogb(largest));
-  }
+// By what values with this largest magnitude fill the range of Value: binary16 or int8.
+template <class Value>
+double FillFactor(float largest) {
+  if (largest == 0) return 1;
+  if (sizeof(Value) == 1) return 127.0 / static_cast<double>(largest);
+  return std::ldexp(1.0, 14 - std::ilogb(largest));
+}
 
-  void Store(size_t i, uint8_t* to) const {
-    const double value = static_cast<double>(values_[i * stride_]) * factor_;
-    if (format_ == LoraFormat::kInt8) {
-      const auto code = static_cast<int8_t>(std::lrint(value));
-      std::memcpy(to, &code, sizeof code);
-    } else {
-      const uint16_t half = FloatToHalf(static_cast<float>(value));
-      std::memcpy(to, &half, sizeof half);
-    }
-  }
-  // Multiplied by it.
-  double factor() const { return factor_; }
-
- private:
-  const float* const values_;
-  const size_t stride_;
-  const LoraFormat format_;
-  double factor_ = 1;
-};
+void Store(float value, uint16_t* to) { *to = FloatToHalf(value); }
+void Store(float value, int8_t* to) { *to = static_cast<int8_t>(std::lrint(value)); }
 
 // The row of the file that holds output `row` of a linear as the engine has it: GGUF stores the
 // rows of q and k so that RoPE turns neighbours, PEFT so that it turns the two halves of a head.
@@ -153,31 +131,53 @@ size_t FileRow(int linear, int head_dim, int row) {
 }
 
 // Writes the A of a linear behind those of its group before it, and its B.
-absl::Status Pack(const LoraTensors& t, const PeftConfig& config, int head_dim, LoraFormat format,
-                  const std::string& file, uint8_t* a, float* scale, uint8_t* b) {
+template <class Value>
+absl::Status Pack(const LoraTensors& t, const PeftConfig& config, int head_dim,
+                  const std::string& file, Value* a, float* scale, Value* b) {
   const size_t rank = static_cast<size_t>(config.rank);
   const size_t inputs = static_cast<size_t>(t.inputs);
-  const size_t outputs = static_cast<size_t>(t.outputs);
   const size_t stride = static_cast<size_t>(LoraStride(t.inputs));
-  const size_t bytes = LoraValueBytes(format);
   ASSIGN_OR_RETURN(const std::vector<float> from_a, ReadValues(*t.a, file));
   ASSIGN_OR_RETURN(const std::vector<float> from_b, ReadValues(*t.b, file));
+  std::vector<float> largest(rank);
+  for (size_t i = 0; i < from_b.size(); i += rank) {
+    for (size_t k = 0; k < rank; ++k) largest[k] = std::max(largest[k], std::fabs(from_b[i + k]));
+  }
+  std::vector<double> b_factor(rank);
   for (size_t k = 0; k < rank; ++k) {
-    const RankValues a_values(from_a.data() + k * inputs, inputs, 1, format);
-    for (size_t i = 0; i < inputs; ++i) a_values.Store(i, a + (k * stride + i) * bytes);
-    const RankValues b_values(from_b.data() + k, outputs, rank, format);
-    for (size_t row = 0; row < outputs; ++row) {
-      const size_t at = (row / kPanelRows * rank + k) * kPanelRows + row % kPanelRows;
-      b_values.Store(FileRow(t.linear, head_dim, static_cast<int>(row)), b + at * bytes);
+    const float* row = from_a.data() + k * inputs;
+    float largest_a = 0;
+    for (size_t i = 0; i < inputs; ++i) largest_a = std::max(largest_a, std::fabs(row[i]));
+    const double a_factor = FillFactor<Value>(largest_a);
+    b_factor[k] = FillFactor<Value>(largest[k]);
+    for (size_t i = 0; i < inputs; ++i) {
+      Store(static_cast<float>(static_cast<double>(row[i]) * a_factor), a + k * stride + i);
     }
-    scale[k] = static_cast<float>(static_cast<double>(config.Scale()) / a_values.factor() /
-                                  b_values.factor());
+    scale[k] = static_cast<float>(static_cast<double>(config.Scale()) / a_factor / b_factor[k]);
     if (!std::isfinite(scale[k])) {
       return absl::InvalidArgumentError(
           Cat(kWeightsFile, ": tensors ", t.a->name, " and B hold values too large to multiply"));
     }
   }
+  for (int row = 0; row < t.outputs; ++row) {
+    const float* from = from_b.data() + FileRow(t.linear, head_dim, row) * rank;
+    Value* panel = b + static_cast<size_t>(row / kPanelRows) * rank * kPanelRows;
+    for (size_t k = 0; k < rank; ++k) {
+      Store(static_cast<float>(static_cast<double>(from[k]) * b_factor[k]),
+            panel + k * kPanelRows + static_cast<size_t>(row % kPanelRows));
+    }
+  }
   return absl::OkStatus();
+}
+
+absl::Status Pack(const LoraTensors& t, const PeftConfig& config, int head_dim, LoraFormat format,
+                  const std::string& file, uint8_t* a, float* scale, uint8_t* b) {
+  if (format == LoraFormat::kInt8) {
+    return Pack(t, config, head_dim, file, reinterpret_cast<int8_t*>(a), scale,
+                reinterpret_cast<int8_t*>(b));
+  }
+  return Pack(t, config, head_dim, file, reinterpret_cast<uint16_t*>(a), scale,
+              reinterpret_cast<uint16_t*>(b));
 }
 
 }  // namespace

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstdint>
 
+#include "engine/model/packing.h"
+
 namespace cogumi {
 namespace {
 
@@ -55,24 +57,66 @@ void CertifiedHead::Run(ThreadPool& pool, int thread, const Activations& in, int
   });
 }
 
-float CertifiedHead::Spread(const Activations& in, int slot) const {
-  const bool wide = in.Wide(slot);
-  double squares = 0;
-  for (int b = 0; b < static_cast<int>(head_.Blocks()); ++b) {
-    const int8_t* codes = in.Codes(b, slot);
-    int32_t size = 0;
-    for (int i = 0; i < kBlockInputs; ++i) {
-      size += std::abs(wide ? 256 * codes[i] + codes[kBlockInputs + i] : int32_t{codes[i]});
+void CertifiedHead::Gather(Activations* in, int rows) const {
+  const size_t blocks = head_.Blocks();
+  Activations block = *in;  // behind the others, as a vector of its own
+  block.inputs = kHeavyInputs;
+  block.row_of = nullptr;
+  block.want_quantised = true;
+  block.want_f32 = false;
+  block.codes += blocks * in->code_stride;
+  block.scale += blocks * in->slot_stride;
+  block.scaled_sum += blocks * in->slot_stride;
+  block.sum += blocks * in->slot_stride;
+  block.half_sum += blocks * in->slot_stride;
+  std::array<float, kHeavyInputs> values;
+  NormQuantiseArgs args;
+  args.x = values.data();
+  args.out = &block;
+  for (int row = 0; row < rows; ++row) {
+    for (size_t h = 0; h < values.size(); ++h) {
+      values[h] = static_cast<float>(ValueOf(*in, row, head_.heavy[h]));
     }
-    const size_t at = in.At(b, slot);
-    const double block = static_cast<double>(in.scale[at]) *
-                         (3.5 * size + 0.5 * std::abs(static_cast<double>(in.sum[at])));
-    squares += block * block;
+    kernels_.norm_quantise(args, row, row + 1);
   }
-  // Rounding of both sums: (blocks + 3) * 2^-24 of terms that are up to 127.5 / 3.5 times a
-  // bound's, twice, and of the bound itself.
-  const double slack = 1 + 5e-6 * static_cast<double>(head_.Blocks() + 8);
-  return static_cast<float>(slack * std::sqrt(squares));
+}
+
+double CertifiedHead::ValueOf(const Activations& in, int slot, int input) {
+  const int block = input / kBlockInputs;
+  const int8_t* codes = in.Codes(block, slot) + input % kBlockInputs;
+  const int code = in.Wide(slot) ? 256 * codes[0] + codes[kBlockInputs] : int{codes[0]};
+  return static_cast<double>(in.scale[in.At(block, slot)]) * code;
+}
+
+float CertifiedHead::Spread(const Activations& in, int slot) const {
+  double all = 0;
+  double sizes = 0;  // squares of blocks' sums of magnitudes
+  for (int b = 0; b < static_cast<int>(head_.Blocks()); ++b) {
+    double size = 0;
+    for (int i = 0; i < kBlockInputs; ++i) {
+      const double value = ValueOf(in, slot, b * kBlockInputs + i);
+      all += value * value;
+      size += std::fabs(value);
+    }
+    sizes += size * size;
+  }
+  double heavy = 0;
+  double gathered = 0;  // error of their second quantisation
+  for (int h = 0; h < kHeavyInputs; ++h) {
+    const double value = ValueOf(in, slot, head_.heavy[h]);
+    const double again = ValueOf(in, slot, head_.inputs + h);
+    heavy += value * value;
+    gathered += (value - again) * (value - again);
+  }
+  const double light = std::sqrt(std::max(all - heavy, 0.0));
+  // Rounding of the estimate and of the whole product, chains of blocks + 8 operations that err by
+  // 2^-24 of the terms' magnitudes. These add up to at most 128 times the norm of the row's scales
+  // times that of the blocks' sizes, the heavy inputs' (up to 4 times the largest scale each) to 4
+  // sqrt(blocks) times that.
+  const double blocks = static_cast<double>(head_.Blocks());
+  const double rounding = std::exp2(-24) * (blocks + 8) * (2 * 128 + 4 * std::sqrt(blocks));
+  return static_cast<float>((light + std::sqrt(heavy) / kHeavyRest + std::sqrt(gathered)) * 1.001 +
+                            rounding * std::sqrt(sizes));
 }
 
 void CertifiedHead::Seed(HeadArgs args, int rows) {

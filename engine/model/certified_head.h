@@ -1,12 +1,15 @@
 // The head for rows of which only the most likely token matters: the largest logit without most of
 // the weights' lower bits.
 //
-// Estimates come from the coarse part of a split matrix. What was left out of one is at most the
-// sum over blocks of s (3.5 |x|_1 + 0.5 |sum x|) with a block's scale s and activations x
-// (kCoarseZero), so by Cauchy and Schwarz at most the norm of a row's scales times one number of
-// the activations. The panels with the largest estimates are computed exactly; their largest logit
-// is what others must reach, and every panel that can is computed exactly too. So the largest logit
-// and its token are those of the whole product, bit for bit; all others are no larger, and
+// Estimates come from the coarse part of a split matrix. What was left out of a row is E, known
+// when it is packed, but for the heavy inputs, where a part H of it is known to the estimate. So an
+// estimate is off by at most |E_light| |x_light| + |E_heavy - H| |x_heavy|, by Cauchy and Schwarz,
+// and what the activations' second quantisation adds, |H| |x_heavy - x_gathered|: one number of the
+// row (PackedMatrix::Norms, the largest of |E_light|, kHeavyRest |E_heavy - H| and |H|) times one
+// of the activations. A few inputs carry most of the activations' energy: of SmolLM2's 576, 32
+// carry three quarters. The panels with the largest estimates are computed exactly; their largest
+// logit is what others must reach, and every panel that can is computed exactly too. So the largest
+// logit and its token are those of the whole product, bit for bit; all others are no larger, and
 // estimates.
 //
 // A row's results depend on nothing but the row. How many panels follow: engine/kernels/README.md.
@@ -28,11 +31,16 @@ class CertifiedHead {
   // `head` is split and outlives this.
   CertifiedHead(const KernelTable& kernels, const PackedMatrix& head);
 
-  // Inside ThreadPool::Run, by every thread: logits [rows][vocabulary] of slots [0, rows) of `in`.
-  // Ends with a barrier.
+  // Quantises the heavy inputs of slots [0, rows) again, as the block behind in's last, for which
+  // its memory has room.
+  void Gather(Activations* in, int rows) const;
+  // Inside ThreadPool::Run, by every thread: logits [rows][vocabulary] of slots [0, rows) of `in`,
+  // whose heavy inputs are gathered. Ends with a barrier.
   void Run(ThreadPool& pool, int thread, const Activations& in, int rows, float* logits);
 
  private:
+  // An activation as products see it; those from head_.inputs on are the heavy ones gathered.
+  static double ValueOf(const Activations& in, int slot, int input);
   // ScanHeadArgs::spread of a slot.
   float Spread(const Activations& in, int slot) const;
   // Computes the panels with the largest estimates and sets what the others must reach.

@@ -1,5 +1,6 @@
 #include "engine/model/packing.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -196,16 +197,77 @@ void StoreSplit(const Block* pair, int r, uint8_t* coarse, uint8_t* masks, uint8
   }
 }
 
-// Norms of the scales of a split matrix's panel.
-void StoreNorms(const PackedMatrix& m, int panel) {
-  for (int r = 0; r < kPanelRows; ++r) {
-    double squares = 0;
-    for (size_t b = 0; b < m.Blocks(); ++b) {
-      const uint8_t* scales = m.Panel(panel) + b * m.format.RecordBytes() + m.format.TileBytes();
-      const double scale = static_cast<double>(HalfToFloat(Half(scales + 2 * r)));
-      squares += scale * scale;
+// Of a row of a split matrix, sums over its blocks of squares of scales, and of these times the
+// squares of what estimates leave out of the codes.
+struct LeftOut {
+  double scales = 0;
+  double light = 0;  // without the heavy inputs, in the end
+  void Add(const Block& block) {
+    int squares = 0;
+    for (const uint32_t word : block.codes) {
+      for (int shift = 0; shift < 32; shift += 8) {
+        const int left = static_cast<int>(word >> shift & 7) - 4;
+        squares += left * left;
+      }
     }
-    m.Norms(panel)[r] = static_cast<float>(std::sqrt(squares));
+    const double scale = static_cast<double>(HalfToFloat(block.scale_half));
+    scales += scale * scale;
+    light += scale * scale * squares;
+  }
+};
+
+// What an estimate leaves out of row r of a packed panel at input k.
+double LeftOutAt(const PackedMatrix& m, int panel, int r, int32_t k) {
+  const size_t block = static_cast<size_t>(k / kBlockInputs);
+  const size_t input = static_cast<size_t>(k % kBlockInputs);
+  const size_t row = static_cast<size_t>(r);
+  const uint8_t both =
+      m.Fine(panel)[block * kFineBytes + input / 4 * 64 + row % 16 * 4 + input % 4];
+  const uint8_t* scales = m.Panel(panel) + block * m.format.RecordBytes() + m.format.TileBytes();
+  return static_cast<double>(HalfToFloat(Half(scales + 2 * row))) *
+         ((r < 16 ? both & 7 : both >> 4 & 7) - 4);
+}
+
+// Packs what is left out of a row at the heavy inputs as a block whose upper bits say it all.
+// Returns the number that bounds what estimates still do not know (see CertifiedHead).
+double PackHeavy(const PackedMatrix& m, int panel, int r, LeftOut row, Block* block) {
+  double left[kHeavyInputs];
+  double largest = 0;
+  for (int h = 0; h < kHeavyInputs; ++h) {
+    left[h] = LeftOutAt(m, panel, r, m.heavy[h]);
+    largest = std::max(largest, std::fabs(left[h]));
+  }
+  // 32 levels of 8, symmetrical: 8 * k - kCoarseZero.
+  block->scale_half = FloatToHalf(static_cast<float>(largest / kCoarseZero));
+  const double scale = static_cast<double>(HalfToFloat(block->scale_half));
+  double known = 0;
+  double rest = 0;
+  for (int h = 0; h < kHeavyInputs; ++h) {
+    const double at = scale > 0 ? (left[h] / scale + kCoarseZero) / 8 : 0;
+    const long level = std::clamp(std::lrint(at), 0L, 31L);
+    block->codes[h / 4] |= static_cast<uint32_t>(8 * level) << (h % 4 * 8);
+    const double value = scale * static_cast<double>(8 * level - kCoarseZero);
+    known += value * value;
+    rest += (left[h] - value) * (left[h] - value);
+    row.light -= left[h] * left[h];
+  }
+  return std::max({std::sqrt(std::max(row.light, 0.0)), kHeavyRest * std::sqrt(rest),
+                   std::sqrt(known), std::sqrt(row.scales)});
+}
+
+// The record of a panel's heavy inputs and its rows' bounds.
+void StoreHeavy(const PackedMatrix& m, int panel, const LeftOut* rows) {
+  const size_t b = m.Blocks();
+  uint8_t* record = m.Panel(panel) + b * m.format.RecordBytes();
+  uint8_t unused[kFineBytes];
+  for (int r = 0; r < 16; ++r) {
+    Block pair[2] = {};
+    for (int h = 0; h < 2; ++h) {
+      const int row = r + 16 * h;
+      m.Norms(panel)[row] = static_cast<float>(PackHeavy(m, panel, row, rows[row], &pair[h]));
+      StoreScales(m.format, pair[h], row, record);
+    }
+    StoreSplit(pair, r, record, m.Masks(panel) + b * kMaskBytes, unused);
   }
 }
 
@@ -258,6 +320,7 @@ void PackPanel(GgmlType type, const std::byte* tensor_data, const PackedMatrix& 
       static_cast<size_t>(m.inputs) / traits.block_elements * traits.block_bytes;
   const uint8_t* data = reinterpret_cast<const uint8_t*>(tensor_data);
   const int first = panel * kPanelRows;
+  LeftOut left_out[kPanelRows];
   // Two rows that share bytes at a time, along the row: reads and writes both stream.
   for (int r = 0; r < 16; ++r) {
     const int rows[2] = {first + r, first + r + 16};
@@ -273,6 +336,7 @@ void PackPanel(GgmlType type, const std::byte* tensor_data, const PackedMatrix& 
         StoreScales(f, pair[h], r + 16 * h, record);
       }
       if (f.split) {
+        for (int h = 0; h < 2; ++h) left_out[r + 16 * h].Add(pair[h]);
         const size_t at = static_cast<size_t>(b);
         StoreSplit(pair, r, record, m.Masks(panel) + at * kMaskBytes,
                    m.Fine(panel) + at * kFineBytes);
@@ -290,7 +354,7 @@ void PackPanel(GgmlType type, const std::byte* tensor_data, const PackedMatrix& 
       }
     }
   }
-  if (f.split) StoreNorms(m, panel);
+  if (f.split) StoreHeavy(m, panel, left_out);
 }
 
 }  // namespace cogumi

@@ -25,6 +25,7 @@ namespace {
 // With up to this many rows every thread normalises and quantises them for itself: cheaper than a
 // barrier. The result is the same either way.
 constexpr int kPrivateRows = 8;
+static_assert(CertifiedHead::kMostRows <= kPrivateRows);
 // Queries of one attention item: they share each read of the cache, and prompts still balance.
 constexpr int kAttentionQueries = 48;
 // Attention is divided into pieces of at most this share of a thread's work, if chunks allow it...
@@ -110,7 +111,10 @@ class Transformer final : public Model {
     ffn_.Allocate(config_.feed_forward_length, options.max_rows);
     shared_views_.assign(static_cast<size_t>(pool_.size()), shared_.view);
     private_.resize(static_cast<size_t>(pool_.size()));
-    for (ActivationBuffer& buffer : private_) buffer.Allocate(inputs, kPrivateRows);
+    // A block more: CertifiedHead::Gather.
+    for (ActivationBuffer& buffer : private_) {
+      buffer.Allocate(inputs + kHeavyInputs, kPrivateRows);
+    }
   }
 
   const ModelConfig& config() const override { return config_; }
@@ -592,6 +596,7 @@ class Transformer final : public Model {
     head.rows = wanted;
     head.logits = logits_.data();
     if (Certifies(plan)) {
+      certified_->Gather(&private_[static_cast<size_t>(thread)].view, wanted);
       certified_->Run(pool_, thread, *head.in, wanted, logits_.data());
     } else {
       pool_.ForEach(weights_->head.Panels(), thread,

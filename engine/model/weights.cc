@@ -12,6 +12,7 @@
 #include "absl/strings/str_join.h"
 #include "engine/core/status_macros.h"
 #include "engine/io/gguf.h"
+#include "engine/model/heavy_inputs.h"
 #include "engine/model/packing.h"
 
 namespace cogumi {
@@ -168,6 +169,13 @@ absl::StatusOr<std::unique_ptr<Weights>> Weights::Load(const GgufFile& file,
     RETURN_IF_ERROR(loader.Matrix(name("ffn_down"), width, ffn, &layer.down));
   }
   RETURN_IF_ERROR(loader.RefuseUnknown());
+  PackedMatrix& head = tied ? weights->embedding : weights->head;
+  if (head.format.split) {
+    weights->heavy =
+        HeavyInputs(*file.FindTensor("output_norm.weight"),
+                    *file.FindTensor(absl::StrCat("blk.", config.layers - 1, ".ffn_down.weight")));
+    head.heavy = weights->heavy.data();
+  }
   RETURN_IF_ERROR(loader.Pack(&weights->arena_, pool));
   if (tied) weights->head = weights->embedding;
   return weights;

@@ -28,6 +28,7 @@ struct Weights {
   const float* output_norm = nullptr;
   std::vector<LayerWeights> layers;
   std::vector<float> rope_factors;  // [rope_dim / 2], 1 without rope_freqs.weight
+  std::vector<int32_t> heavy;       // of a split head
 
   // Packs all matrices in parallel (`split_head`: a head of Q8_0 as PackedHeadFormatOf says) and
   // drops the file's pages behind it. Errors: NOT_FOUND and INVALID_ARGUMENT naming the tensor,

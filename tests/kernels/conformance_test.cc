@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -12,6 +13,7 @@
 
 #include "engine/kernels/registry.h"
 #include "engine/model/activation_buffer.h"
+#include "engine/model/certified_head.h"
 #include "tests/kernels/every_tier.h"
 #include "tests/kernels/quantised_input.h"
 #include "tests/kernels/random_weights.h"
@@ -307,10 +309,20 @@ TEST_P(KernelConformance, ScanHeadEstimatesWithoutTheLowerBits) {
         if (i % 34 >= 2) coarse.raw[i] = (coarse.raw[i] & std::byte{0xF8}) | std::byte{4};
       }
       coarse.Pack();
+      // What that leaves out of weight (row, input).
+      const auto left_out = [&](size_t row, int input) {
+        const size_t at =
+            (row * static_cast<size_t>(inputs / 32) + static_cast<size_t>(input / 32)) * 34;
+        uint16_t half;
+        std::memcpy(&half, w.raw.data() + at, 2);
+        const int code = static_cast<int>(w.raw[at + 2 + static_cast<size_t>(input % 32)]);
+        return static_cast<double>(HalfToFloat(half)) * ((code & 7) - 4);
+      };
       const int rows = 7;
       const std::vector<float> x = RandomFloats(static_cast<size_t>(rows * inputs), random_, 2.0f);
       for (const bool int16 : {true, false}) {
         Input input(x, inputs, rows, int16);
+        CertifiedHead(kernels(), w.packed).Gather(&input.buffer.view, rows);
         const size_t panels = static_cast<size_t>(w.packed.Panels());
         std::vector<float> want(static_cast<size_t>(rows * outputs)), got(want.size());
         ReferenceKernels().head({&coarse.packed, &input.buffer.view, rows, want.data()}, 0,
@@ -320,25 +332,45 @@ TEST_P(KernelConformance, ScanHeadEstimatesWithoutTheLowerBits) {
         ScanHeadArgs args{&w.packed,  &input.buffer.view, rows,        spread.data(),
                           got.data(), best.data(),        upper.data()};
         kernels().scan_head(args, 0, w.packed.Panels());
-        for (size_t i = 0; i < want.size(); ++i) {
-          ASSERT_NEAR(got[i], want[i], DotTolerance(inputs)) << outputs << "x" << inputs;
-        }
         for (size_t row = 0; row < rows; ++row) {
+          const float* values = x.data() + row * static_cast<size_t>(inputs);
+          for (size_t o = 0; o < static_cast<size_t>(outputs); ++o) {
+            double heavy = 0;
+            double most = 0;
+            double sizes = 0;
+            double largest = 0;
+            for (const int32_t k : w.heavy) {
+              const auto value = static_cast<double>(values[k]);
+              heavy += left_out(o, k) * value;
+              most = std::max(most, std::fabs(left_out(o, k)));
+              sizes += std::fabs(value);
+              largest = std::max(largest, std::fabs(value));
+            }
+            // Half of one of 32 levels, and the values' second quantisation.
+            const double slack = most * (0.034 * sizes + 32 * largest / (int16 ? 32512 : 127));
+            const size_t at = row * static_cast<size_t>(outputs) + o;
+            ASSERT_NEAR(static_cast<double>(got[at]), static_cast<double>(want[at]) + heavy,
+                        slack + static_cast<double>(DotTolerance(inputs)))
+                << outputs << "x" << inputs;
+          }
           for (size_t p = 0; p < panels; ++p) {
             float most = -INFINITY;
             float furthest = -INFINITY;
             for (size_t i = 32 * p; i < std::min<size_t>(32 * p + 32, outputs); ++i) {
-              const float value = got[row * static_cast<size_t>(outputs) + i];
               double squares = 0;
-              for (int b = 0; b < inputs / 32; ++b) {
-                uint16_t half;
-                const size_t block = i * static_cast<size_t>(inputs / 32) + static_cast<size_t>(b);
-                std::memcpy(&half, w.raw.data() + block * 34, 2);
-                squares += std::pow(static_cast<double>(HalfToFloat(half)), 2);
+              for (int k = 0; k < inputs; ++k) {
+                const bool light = std::count(w.heavy.begin(), w.heavy.end(), k) == 0;
+                if (light) squares += std::pow(left_out(i, k), 2);
               }
+              const float norm = w.packed.Norms(static_cast<int>(p))[i % 32];
+              ASSERT_GE(static_cast<double>(norm), std::sqrt(squares) * (1 - 1e-6));
+              // Nothing else counts where most is left out.
+              if (inputs == 576) {
+                ASSERT_LE(static_cast<double>(norm), std::sqrt(squares) * 1.001);
+              }
+              const float value = got[row * static_cast<size_t>(outputs) + i];
               most = std::max(most, value);
-              furthest =
-                  std::max(furthest, value + spread[row] * static_cast<float>(std::sqrt(squares)));
+              furthest = std::max(furthest, value + spread[row] * norm);
             }
             ASSERT_EQ(best[p * rows + row], most);
             ASSERT_NEAR(upper[p * rows + row], furthest, 1e-5f * (1 + std::fabs(furthest)));

@@ -78,6 +78,9 @@ struct TestMatrix {
     packed.format = head ? PackedHeadFormatOf(t) : PackedFormatOf(t);
     packed.rows = rows;
     packed.inputs = inputs;
+    // Anywhere: 7 and the inputs, a multiple of 32, have no factor in common.
+    for (int i = 0; packed.format.split && i < kHeavyInputs; ++i) heavy.push_back(7 * i % inputs);
+    packed.heavy = heavy.data();
     Pack();
   }
 
@@ -90,6 +93,7 @@ struct TestMatrix {
 
   GgmlType type;
   std::vector<std::byte> raw;
+  std::vector<int32_t> heavy;
   std::vector<uint8_t> memory;
   PackedMatrix packed;
 };

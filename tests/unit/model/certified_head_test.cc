@@ -9,8 +9,11 @@
 #include <cstring>
 #include <limits>
 #include <random>
+#include <span>
+#include <utility>
 #include <vector>
 
+#include "engine/model/heavy_inputs.h"
 #include "tests/kernels/every_tier.h"
 #include "tests/kernels/quantised_input.h"
 #include "tests/kernels/random_weights.h"
@@ -51,6 +54,7 @@ class CertifiedHeadTest : public EveryTier {
     kernels().head({&w.packed, &in, rows, both.whole.data()}, 0, w.packed.Panels());
     const KernelTable table = Counting(kernels());
     CertifiedHead head(table, w.packed);
+    head.Gather(&input.buffer.view, rows);
     ThreadPool pool(threads);
     pool.Run([&](int thread) { head.Run(pool, thread, in, rows, both.certified.data()); });
     both.panels = whole_panels;
@@ -140,6 +144,62 @@ TEST_P(CertifiedHeadTest, ComputesLittleWhereOneTokenStandsOut) {
   ExpectSameLargest(both, 1);
   EXPECT_LE(both.panels, 8);
   EXPECT_GE(both.panels, 1);
+}
+
+// Large values at heavy inputs leave few panels, anywhere else many.
+TEST_P(CertifiedHeadTest, EstimatesKnowTheHeavyInputs) {
+  const int inputs = 576;
+  const int outputs = Slow() ? 1024 : 4096;
+  TestMatrix w(GgmlType::kQ8_0, outputs, inputs, random_, true);
+  for (size_t i = 0; i < w.raw.size(); ++i) {  // much of what codes say is in their lower bits
+    const uint16_t scale = 0x2000;
+    if (i % 34 == 0) std::memcpy(w.raw.data() + i, &scale, 2);
+    if (i % 34 >= 2) w.raw[i] = static_cast<std::byte>(random_() % 61 - 30);
+  }
+  w.Pack();
+  std::normal_distribution<float> normal(0.0f, 1.0f);
+  std::vector<float> heavy(inputs);
+  for (float& v : heavy) v = 0.01f * normal(random_);
+  std::vector<float> light = heavy;
+  for (const int32_t k : w.heavy) {
+    const float value = normal(random_);
+    heavy[static_cast<size_t>(k)] = value;
+    light[static_cast<size_t>(k + 1)] = value;  // heavy inputs lie seven apart
+  }
+  const Both known = Compute(w, heavy, 1, true, 2);
+  const Both unknown = Compute(w, light, 1, true, 2);
+  ExpectSameLargest(known, 1);
+  ExpectSameLargest(unknown, 1);
+  EXPECT_LE(4 * known.panels, unknown.panels) << known.panels << " of " << w.packed.Panels();
+}
+
+GgufTensor Floats(const std::vector<float>& values, std::vector<uint64_t> shape) {
+  GgufTensor tensor;
+  tensor.shape = std::move(shape);
+  tensor.data = std::as_bytes(std::span(values));
+  return tensor;
+}
+
+TEST(HeavyInputs, ComeByTheNormsWeightAndWhatIsWrittenBeforeIt) {
+  const size_t width = 96;
+  const size_t ffn = 2;
+  std::vector<float> norm(width, 1.0f);
+  std::vector<float> down(width * ffn, 0.5f);
+  norm[70] = -3.0f;          // 9 times the energy
+  down[5 * ffn + 1] = 2.0f;  // 8.5 times
+  norm[6] = 0.1f;
+  down[6 * ffn] = 2.0f;  // as large, but little of it comes through
+  down[7 * ffn] = std::numeric_limits<float>::quiet_NaN();
+  const std::vector<int32_t> heavy = HeavyInputs(Floats(norm, {width}), Floats(down, {ffn, width}));
+  ASSERT_EQ(heavy.size(), size_t{kHeavyInputs});
+  EXPECT_EQ(heavy[0], 70);
+  EXPECT_EQ(heavy[1], 5);
+  EXPECT_EQ(heavy[2], 0) << "of equals the first";
+  EXPECT_EQ(std::count(heavy.begin(), heavy.end(), 6), 0);
+  EXPECT_EQ(std::count(heavy.begin(), heavy.end(), 7), 0);
+  std::vector<int32_t> once = heavy;
+  std::sort(once.begin(), once.end());
+  EXPECT_EQ(std::unique(once.begin(), once.end()), once.end());
 }
 
 // Beside others or alone, on any number of threads: the same bits, estimates too.
