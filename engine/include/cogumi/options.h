@@ -16,9 +16,9 @@ class Clock;
 enum class ActivationFormat {
   // 16 bits for generated tokens and the first kWidePositions of a prompt, 8 bits for the rest of
   // it: prompts are bound by arithmetic, where 8 bits are 1.5 times faster, generation by memory,
-  // where 16 cost nothing. The default.
+  // where 16 cost nothing. Adapters are held in 8 bits. The default.
   kMixed,
-  kExact,  // 16 bits everywhere
+  kExact,  // 16 bits everywhere, adapters too
   kFast,   // 8 bits everywhere: less exact, also for short prompts
   kF32,    // float32 with the reference kernels: the ruler's arithmetic, slow
 };
