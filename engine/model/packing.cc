@@ -201,7 +201,7 @@ void StoreSplit(const Block* pair, int r, uint8_t* coarse, uint8_t* masks, uint8
 // squares of what estimates leave out of the codes.
 struct LeftOut {
   double scales = 0;
-  double light = 0;  // without the heavy inputs, in the end
+  double codes = 0;
   void Add(const Block& block) {
     int squares = 0;
     for (const uint32_t word : block.codes) {
@@ -212,7 +212,7 @@ struct LeftOut {
     }
     const double scale = static_cast<double>(HalfToFloat(block.scale_half));
     scales += scale * scale;
-    light += scale * scale * squares;
+    codes += scale * scale * squares;
   }
 };
 
@@ -230,7 +230,7 @@ double LeftOutAt(const PackedMatrix& m, int panel, int r, int32_t k) {
 
 // Packs what is left out of a row at the heavy inputs as a block whose upper bits say it all.
 // Returns the number that bounds what estimates still do not know (see CertifiedHead).
-double PackHeavy(const PackedMatrix& m, int panel, int r, LeftOut row, Block* block) {
+double PackHeavy(const PackedMatrix& m, int panel, int r, const LeftOut& row, Block* block) {
   double left[kHeavyInputs];
   double largest = 0;
   for (int h = 0; h < kHeavyInputs; ++h) {
@@ -240,6 +240,7 @@ double PackHeavy(const PackedMatrix& m, int panel, int r, LeftOut row, Block* bl
   // 32 levels of 8, symmetrical: 8 * k - kCoarseZero.
   block->scale_half = FloatToHalf(static_cast<float>(largest / kCoarseZero));
   const double scale = static_cast<double>(HalfToFloat(block->scale_half));
+  double light = row.codes;  // without the heavy inputs
   double known = 0;
   double rest = 0;
   for (int h = 0; h < kHeavyInputs; ++h) {
@@ -249,10 +250,10 @@ double PackHeavy(const PackedMatrix& m, int panel, int r, LeftOut row, Block* bl
     const double value = scale * static_cast<double>(8 * level - kCoarseZero);
     known += value * value;
     rest += (left[h] - value) * (left[h] - value);
-    row.light -= left[h] * left[h];
+    light -= left[h] * left[h];
   }
-  return std::max({std::sqrt(std::max(row.light, 0.0)), kHeavyRest * std::sqrt(rest),
-                   std::sqrt(known), std::sqrt(row.scales)});
+  return std::max({std::sqrt(std::max(light, 0.0)), kHeavyRest * std::sqrt(rest), std::sqrt(known),
+                   std::sqrt(row.scales)});
 }
 
 // The record of a panel's heavy inputs and its rows' bounds.
