@@ -125,13 +125,16 @@ class Scheduler {
   //
   // Puts running_[index] back into the queue; its pages are remembered.
   void Preempt(size_t index);
-  // The running sequence that gives way first, among tenants with `several` or more; of `next`'s
-  // priority or lower when one is given. running_.size(): nobody.
-  size_t Victim(int32_t several, const Sequence* next) const;
+  // The running sequence that gives way first; for `next`, when one is given, only of its priority
+  // or lower and of a tenant that can spare a place. running_.size(): nobody.
+  size_t Victim(const Sequence* next) const;
+  // Of a tenant with several places, or with one and others waiting for it: that one goes to each
+  // newcomer once, so that two tenants do not take it from each other at every token.
+  bool CanSpare(const TenantShares::Account* account, const Sequence& next) const;
   int32_t RunningOf(const TenantShares::Account* account) const;
   // The place in waiting_ of the request that comes next; waiting_ is not empty.
   size_t NextWaiting() const;
-  // A place and pages for a tenant that has none, at the expense of one that has several.
+  // A place and pages for a tenant that has none, at the expense of one that can spare them.
   void PreemptForNext();
   // Pages for the next token of every decoding sequence.
   void PreemptForDecoding();

@@ -26,7 +26,11 @@ int32_t Scheduler::RunningOf(const TenantShares::Account* account) const {
                     [account](const auto& sequence) { return sequence->account == account; }));
 }
 
-size_t Scheduler::Victim(int32_t several, const Sequence* next) const {
+bool Scheduler::CanSpare(const TenantShares::Account* account, const Sequence& next) const {
+  return RunningOf(account) > 1 || (account->requests > 1 && !next.admitted.has_value());
+}
+
+size_t Scheduler::Victim(const Sequence* next) const {
   size_t victim = running_.size();
   int32_t most = 0;
   for (size_t i = running_.size(); i-- > 0;) {  // lowest priority and latest arrival first
@@ -37,9 +41,10 @@ size_t Scheduler::Victim(int32_t several, const Sequence* next) const {
       if (priority > next->request.priority) break;
       const bool served_less = sequence.account->served < next->account->served;
       if (priority == next->request.priority && served_less) continue;
+      if (!CanSpare(sequence.account, *next)) continue;
     }
     const int32_t running = RunningOf(sequence.account);
-    if (running < several || running <= most) continue;
+    if (running <= most) continue;
     victim = i;
     most = running;
   }
@@ -53,9 +58,10 @@ size_t Scheduler::NextWaiting() const {
     const Sequence& b = *waiting_[best];
     if (a.request.priority != b.request.priority) break;
     if (a.account == b.account || a.account->served > b.account->served) continue;
-    if (a.account->served < b.account->served || RunningOf(a.account) < RunningOf(b.account)) {
-      best = i;
-    }
+    const int32_t more = RunningOf(a.account) - RunningOf(b.account);
+    // What gave way for a newcomer does not come before it.
+    const bool gave_way = b.preempted && !a.admitted.has_value();
+    if (a.account->served < b.account->served || more < 0 || (more == 0 && gave_way)) best = i;
   }
   return best;
 }
@@ -70,7 +76,7 @@ void Scheduler::PreemptForNext() {
       ReleasePages(next);  // until Admit, a moment later
       return;
     }
-    const size_t victim = Victim(2, &next);
+    const size_t victim = Victim(&next);
     if (victim == running_.size()) return;
     Preempt(victim);
   }
@@ -88,7 +94,7 @@ void Scheduler::PreemptForDecoding() {
       index_.Unpin(running_[0]->pin);  // alone it fits, so it is what is remembered that does not
       return;
     }
-    Preempt(Victim(1, nullptr));
+    Preempt(Victim(nullptr));
   }
 }
 
@@ -165,7 +171,7 @@ void Scheduler::ReleasePages(Sequence& sequence) {
 
 bool Scheduler::RelieveStall() {
   if (running_.size() > 1) {
-    Preempt(Victim(1, nullptr));
+    Preempt(Victim(nullptr));
     return true;
   }
   if (running_.empty() || !running_[0]->pin.held()) return false;

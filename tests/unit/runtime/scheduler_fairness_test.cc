@@ -74,7 +74,9 @@ TEST(SchedulerFairness, AHundredRequestsOfOneTenantDelayAnotherToTwiceItsTimeAnd
                         {64, 32, 24, 300, 200},   // pages are short
                         {17, 8, 512, 600, 30},    // prompts wait in line
                         {256, 32, 512, 20, 400},  // all decode
-                        {1, 4, 256, 40, 40}};
+                        {1, 4, 256, 40, 40},      // a prompt takes many steps
+                        {64, 1, 512, 300, 200},   // one place
+                        {64, 8, 16, 600, 400}};   // one answer fills the cache
   for (const Load& load : loads) {
     for (const int before : {0, 1, 2, 7, 60, 200}) {
       for (const int32_t prompt : {5, 100, 700}) {
@@ -171,6 +173,22 @@ TEST(SchedulerFairness, PrioritiesComeBeforeShares) {
   EXPECT_EQ(low->tokens().size(), 0u);
   h.Finish();
   EXPECT_TRUE(low->status().ok());
+}
+
+// Both have more to do than the one place allows: a newcomer takes it once, not at every token.
+TEST(SchedulerFairness, TwoCrowdsDoNotTakeTheirPlaceFromEachOtherForEver) {
+  SchedulerOptions options;
+  options.max_running = 1;
+  options.max_queued = 64;
+  SchedulerHarness h(options);
+  std::vector<std::shared_ptr<RecordingSink>> sinks;
+  for (int i = 0; i < 20; ++i) {
+    sinks.push_back(h.MustSubmit(Of("a", Own(20, i), 30)));
+    sinks.push_back(h.MustSubmit(Of("b", Own(20, 100 + i), 30)));
+  }
+  h.Finish();
+  for (const auto& sink : sinks) EXPECT_EQ(sink->tokens().size(), 30u);
+  EXPECT_LE(h.scheduler.Stats().preemptions, 40u);
 }
 
 TEST(SchedulerFairness, ATenantWithOnePlaceKeepsIt) {
