@@ -63,8 +63,9 @@ class AdapterStore {
   AdapterStore(const AdapterStore&) = delete;
   AdapterStore& operator=(const AdapterStore&) = delete;
 
-  // `done` comes at once for what is resident, else from the loading thread. Errors: NOT_FOUND
-  // naming it, UNAVAILABLE (the catalogue is out of reach and it is not resident),
+  // `done` comes at once for what is resident, else from the loading thread. A name that the
+  // catalogue's stream has not told is asked for, so that one just registered is known. Errors:
+  // NOT_FOUND naming it, UNAVAILABLE (the catalogue is out of reach and it is not resident),
   // FAILED_PRECONDITION (another base, or other bytes than its digest says; naming both digests),
   // RESOURCE_EXHAUSTED (adapter_bytes, or too many wait).
   void Resolve(const std::string& name_or_digest, Callback done);

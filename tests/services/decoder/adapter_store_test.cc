@@ -140,6 +140,12 @@ class FakeSupplier : public AdapterSupplier {
     bytes_[adapter.digest()] = files;
     Tell(lock, Change(v1::CHANGE_TYPE_ADDED, adapter));
   }
+  // Before the stream tells of it.
+  void PutUntold(const v1::Adapter& adapter, const Files& files) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    adapters_[adapter.name()] = adapter;
+    bytes_[adapter.digest()] = files;
+  }
   void Remove(const std::string& name) {
     std::unique_lock<std::mutex> lock(mutex_);
     const v1::Adapter adapter = adapters_[name];
@@ -306,14 +312,25 @@ TEST_F(AdapterStoreTest, WhatIsRemovedWhileItLoadsIsServedNoMore) {
   EXPECT_TRUE(absl::IsNotFound(Resolve(poet.digest()).status()));
 }
 
-TEST_F(AdapterStoreTest, UnknownNamesAreNotFoundWithoutACall) {
+TEST_F(AdapterStoreTest, UnknownNamesAreNotFound) {
   Start();
   const auto result = Resolve("nobody");
   EXPECT_TRUE(absl::IsNotFound(result.status()));
   EXPECT_THAT(Message(result), HasSubstr("\"nobody\""));
   EXPECT_EQ(FieldOf(result.status()), "adapter");
   EXPECT_TRUE(absl::IsNotFound(Resolve(std::string(64, '0')).status()));
-  EXPECT_EQ(supplier_->gets(), 0);
+  EXPECT_EQ(supplier_->fetches(), 0);
+}
+
+TEST_F(AdapterStoreTest, WhatTheStreamHasNotToldYetIsAskedFor) {
+  Start();
+  const Files files = FilesOf("weights");
+  const v1::Adapter poet = Described("poet", files, Base());
+  supplier_->PutUntold(poet, files);
+  const auto result = Resolve("poet");
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->digest, poet.digest());
+  EXPECT_EQ(supplier_->gets(), 1);
 }
 
 TEST_F(AdapterStoreTest, WrongBytesAreRefusedNamingBothDigests) {
@@ -345,10 +362,15 @@ TEST_F(AdapterStoreTest, AnotherBaseIsRefusedNamingBothDigests) {
 
 TEST_F(AdapterStoreTest, WhatDoesNotFitTheBudgetIsNotFetched) {
   Start();
-  const Files files = FilesOf(std::string(2500, 'w'));  // the fake engine's budget is 1,000
+  const Files files = FilesOf(std::string(4500, 'w'));  // the fake engine's budget is 1,000
   supplier_->Put(Described("poet", files, Base()), files);
   EXPECT_TRUE(absl::IsResourceExhausted(Resolve("poet").status()));
   EXPECT_EQ(supplier_->fetches(), 0);
+  // Of 32 bits in the file 8 stay: this may fit, and the engine says whether it does.
+  const Files floats = FilesOf(std::string(3500, 'w'));
+  supplier_->Put(Described("short", floats, Base()), floats);
+  (void)Resolve("short");
+  EXPECT_EQ(supplier_->fetches(), 1);
 }
 
 TEST_F(AdapterStoreTest, ARequestKeepsTheVersionThatItBeganWith) {
