@@ -183,6 +183,9 @@ def main():
     arguments.model = pathlib.Path(arguments.model)
     vnni = verdict.has_floors(cpu_flags())
     selected = choose_rows(arguments, vnni)
+    if arguments.docs and len(selected) < len(rows.ROWS):
+        sys.exit("bench/peers/compare: --docs needs all rows: leave out --rows, and where --check "
+                 "has the AVX2 line only, run --docs --avx2 without it")
     peers, models = prepare_peers(arguments, selected)
     engine = sides.Engine(arguments.bench, models, arguments.threads, arguments.arguments.split())
     warn_of_load()

@@ -40,8 +40,10 @@ def _floor_text(bound):
     if bound is None:
         return ""
     number = f"{bound.floor:.0%}" if bound.what == "of bandwidth" else f"{bound.floor:.2f}x"
-    why = {"": "", "bandwidth": f" ({rows.BANDWIDTH_CAP:.0%} of bandwidth)",
-           "vpdpbusd": f" ({rows.ARITHMETIC_CAP:.0%} of vpdpbusd)"}[bound.capped]
+    why = {"": "",
+           "bandwidth": f" ({rows.BANDWIDTH_CAP:.0%} of bandwidth, for {bound.table:.2f}x)",
+           "vpdpbusd": f" ({rows.ARITHMETIC_CAP:.0%} of vpdpbusd, for {bound.table:.2f}x)"
+           }[bound.capped]
     return f"  floor {number}{why}: {'met' if bound.met else 'MISSED'}"
 
 

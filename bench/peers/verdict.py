@@ -13,6 +13,7 @@ class Bound:
     reached: float
     floor: float  # in the unit of `reached`
     capped: str = ""  # what replaced the floor of the table: bandwidth, vpdpbusd
+    table: float = 0.0  # the floor of the table
     met: bool = True
 
 
@@ -76,7 +77,8 @@ def peer_bounds(result, results):
         elif not floor.own:
             wanted, capped = wanted_of(floor.times, statistics.median(samples), caps)
         title = rows.BY_NAME[floor.of].title + " of ours" if floor.own else floor.of
-        bounds.append(Bound(row.name, "x of " + title, reached, wanted, capped, reached >= wanted))
+        bounds.append(Bound(row.name, "x of " + title, reached, wanted, capped, floor.times,
+                            reached >= wanted))
     return bounds
 
 
@@ -85,7 +87,8 @@ def row_bounds(result, results):
     if result.row.share is None:
         return bounds
     reached, wanted = share_bound(result)
-    share = Bound(result.row.name, "of bandwidth", reached, wanted, met=reached >= wanted)
+    share = Bound(result.row.name, "of bandwidth", reached, wanted, table=wanted,
+                  met=reached >= wanted)
     if result.row.share.instead:  # one of them is enough
         good = share.met or all(bound.met for bound in bounds)
         for bound in (*bounds, share):

@@ -305,9 +305,18 @@ def test_the_figures_and_their_plot_go_into_docs(run, monkeypatch, tmp_path):
     monkeypatch.setattr(compare, "ROOT", tmp_path)
     monkeypatch.setattr(compare.plot, "draw_in_environment",
                         lambda cache, figures, target, say: drawn.append((figures, target)))
-    run("--rows", "decode", "--rounds", "1", "--docs")
+    run("--avx2", "--rounds", "1", "--docs")
     figures, target = drawn[0]
     assert target.name == "peers.svg" and json.loads(figures.read_text())["rows"][0]["ours"]
+
+
+def test_part_of_the_rows_does_not_replace_the_figures(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(compare, "FIGURES", tmp_path / "figures" / "peers.json")
+    monkeypatch.setattr(compare, "cpu_flags", lambda: {"avx2"})
+    for arguments in (["--rows", "decode"], ["--check"]):
+        with pytest.raises(SystemExit, match="--docs needs all rows"):
+            run(*arguments, "--docs")
+    assert not compare.FIGURES.exists()
 
 
 @pytest.mark.parametrize("arguments, message", [

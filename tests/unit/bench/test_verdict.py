@@ -45,6 +45,7 @@ def test_bandwidth_replaces_a_floor_that_it_does_not_allow():
     # 2 x 100 lies above 90 % of 180.
     bound, = bounds_of(row(), [163], {"peer": [100]}, [machine(limit=180)])
     assert bound.met and bound.capped == "bandwidth" and bound.floor == pytest.approx(1.62)
+    assert bound.table == 2.0
     bound, = bounds_of(row(), [161], {"peer": [100]}, [machine(limit=180)])
     assert not bound.met
     # 90 % of 230 lies above it: the floor stays.
