@@ -220,11 +220,14 @@ def test_drafts_change_nothing_but_the_figures(client, pb):
             pb.gateway.ExplainRequest(request_id=complete.request_id), timeout=10)
         return text, ids, explained.speculation
     off, lookup = answer(pb.common.SPECULATION_OFF), answer(pb.common.SPECULATION_NGRAM)
-    assert off[:2] == lookup[:2] == answer(pb.common.SPECULATION_UNSPECIFIED)[:2]
-    assert off[2].drafts == 0
-    figures = lookup[2]
-    assert 0 < figures.accepted_tokens <= figures.drafted_tokens
-    assert sum(figures.accepted_per_position) == figures.accepted_tokens
+    default = answer(pb.common.SPECULATION_UNSPECIFIED)
+    assert off[:2] == lookup[:2] == default[:2]
+    assert off[2].drafts == off[2].drafted_tokens == 0
+    # Whoever says nothing gets lookup as well.
+    for figures in (lookup[2], default[2]):
+        assert 0 < figures.drafts <= figures.drafted_tokens
+        assert 0 < figures.accepted_tokens <= figures.drafted_tokens
+        assert sum(figures.accepted_per_position) == figures.accepted_tokens
     with pytest.raises(grpc.RpcError) as refused:
         answer(pb.common.SPECULATION_DRAFT_MODEL)
     assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION

@@ -48,8 +48,13 @@ def test_thirty_two_streams_of_1024_tokens_with_an_int4_cache(own_cluster, conne
         return collect(client.complete(timeout=300, tokens=tokens, sampling=sampling))[2].usage
 
     with concurrent.futures.ThreadPoolExecutor(32) as pool:
-        usages = list(pool.map(stream, range(32)))
+        streams = [pool.submit(stream, number) for number in range(32)]
+        eventually(lambda: cluster.value("decoder", "vllm:num_requests_running") == 32,
+                   "32 streams at once")
+        usages = [answered.result() for answered in streams]
     assert all(u.prompt_tokens == 512 and u.completion_tokens == 512 for u in usages)
+    # They had room side by side: nobody's pages were taken away for another.
+    assert cluster.value("decoder", "vllm:num_preemptions_total") == 0
     assert peak_resident(pid) <= 480e6, peak_resident(pid)
 
 

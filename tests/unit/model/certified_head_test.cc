@@ -206,12 +206,13 @@ TEST(HeavyInputs, ComeByTheNormsWeightAndWhatIsWrittenBeforeIt) {
 TEST_P(CertifiedHeadTest, ARowDependsOnItselfOnly) {
   const int inputs = 96;
   const int outputs = 333;
+  const int rows = CertifiedHead::kMostRows;
   const TestMatrix w(GgmlType::kQ8_0, outputs, inputs, random_, true);
   std::normal_distribution<float> normal(0.0f, 1.0f);
-  std::vector<float> x(3 * inputs);
+  std::vector<float> x(rows * inputs);
   for (float& v : x) v = normal(random_);
-  const Both together = Compute(w, x, 3, true, 3);
-  for (int row = 0; row < 3; ++row) {
+  const Both together = Compute(w, x, rows, true, 3);
+  for (int row = 0; row < rows; ++row) {
     const std::vector<float> one(x.begin() + row * inputs, x.begin() + (row + 1) * inputs);
     const Both alone = Compute(w, one, 1, true, 1);
     EXPECT_TRUE(std::equal(alone.certified.begin(), alone.certified.end(),
