@@ -126,11 +126,9 @@ class Scheduler {
   // Puts running_[index] back into the queue; its pages are remembered.
   void Preempt(size_t index);
   // The running sequence that gives way first; for `next`, when one is given, only of its priority
-  // or lower and of a tenant that can spare a place. running_.size(): nobody.
+  // or lower and of a tenant with several places, or with one and others waiting for it.
+  // running_.size(): nobody.
   size_t Victim(const Sequence* next) const;
-  // Of a tenant with several places, or with one and others waiting for it: that one goes to each
-  // newcomer once, so that two tenants do not take it from each other at every token.
-  bool CanSpare(const TenantShares::Account* account, const Sequence& next) const;
   int32_t RunningOf(const TenantShares::Account* account) const;
   // The place in waiting_ of the request that comes next; waiting_ is not empty.
   size_t NextWaiting() const;

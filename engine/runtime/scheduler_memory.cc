@@ -26,10 +26,6 @@ int32_t Scheduler::RunningOf(const TenantShares::Account* account) const {
                     [account](const auto& sequence) { return sequence->account == account; }));
 }
 
-bool Scheduler::CanSpare(const TenantShares::Account* account, const Sequence& next) const {
-  return RunningOf(account) > 1 || (account->requests > 1 && !next.admitted.has_value());
-}
-
 size_t Scheduler::Victim(const Sequence* next) const {
   size_t victim = running_.size();
   int32_t most = 0;
@@ -41,10 +37,14 @@ size_t Scheduler::Victim(const Sequence* next) const {
       if (priority > next->request.priority) break;
       const bool served_less = sequence.account->served < next->account->served;
       if (priority == next->request.priority && served_less) continue;
-      if (!CanSpare(sequence.account, *next)) continue;
     }
     const int32_t running = RunningOf(sequence.account);
     if (running <= most) continue;
+    // One place that others of its tenant wait for goes to each newcomer once, so that two tenants
+    // do not take it from each other at every token.
+    const bool crowded = sequence.account->requests > 1;
+    const bool spare = next == nullptr || running > 1 || (crowded && !next->admitted.has_value());
+    if (!spare) continue;
     victim = i;
     most = running;
   }
